@@ -1,0 +1,1 @@
+"""Building blocks of codecs: convolutional stacks, quantizers, discriminators, losses."""

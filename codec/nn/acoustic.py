@@ -1,0 +1,198 @@
+"""Acoustic encoder and decoder of X-Codec: DAC's convolutional stacks with two differences.
+
+The decoder has no tanh, and its transposed convolutions pad their output so that every frame becomes exactly
+`hop_samples` samples. Parameter names are those of `transformers.XcodecModel`, so both load each other's weights.
+
+Source: arXiv 2408.17175, section 6 (the strides it prints are reversed: the published weights have [8, 5, 4, 2]);
+DAC: arXiv 2306.06546.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+DILATIONS = (1, 3, 9)
+UNIT_REACH = 3 * sum(DILATIONS)
+"""Samples to either side that the three kernel-7 residual units of a block see, at the block's rate."""
+
+
+class Snake1d(nn.Module):
+    """x + sin^2(alpha x) / alpha with one alpha per channel. Source: arXiv 2006.08195."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)."""
+        return x + (self.alpha + 1e-9).reciprocal() * torch.sin(self.alpha * x).pow(2)
+
+
+class ResidualUnit(nn.Module):
+    """Snake, dilated convolution of 7, Snake, pointwise convolution, skip."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.snake1 = Snake1d(channels)
+        self.conv1 = nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation)
+        self.snake2 = Snake1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)."""
+        return x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
+
+
+class EncoderBlock(nn.Module):
+    """Three residual units, then a strided convolution that doubles the channels."""
+
+    def __init__(self, channels: int, stride: int):
+        super().__init__()
+        self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(channels, d) for d in DILATIONS)
+        self.snake1 = Snake1d(channels)
+        self.conv1 = nn.Conv1d(channels, 2 * channels, 2 * stride, stride, padding=math.ceil(stride / 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, 2 C, T / stride)."""
+        return self.conv1(self.snake1(self.res_unit3(self.res_unit2(self.res_unit1(x)))))
+
+
+class Encoder(nn.Module):
+    """Waveform to acoustic latents.
+
+    Args:
+        channels: after the first convolution.
+        strides: down-sampling factors in order.
+        latent_dim: D of the latents.
+    """
+
+    def __init__(self, channels: int, strides: tuple[int, ...], latent_dim: int):
+        super().__init__()
+        self.strides = strides
+        self.conv1 = nn.Conv1d(1, channels, 7, padding=3)
+        self.block = nn.ModuleList(EncoderBlock(channels * 2**i, stride) for i, stride in enumerate(strides))
+        width = channels * 2 ** len(strides)
+        self.snake1 = Snake1d(width)
+        self.conv2 = nn.Conv1d(width, latent_dim, 3, padding=1)
+
+    def forward(self, wav: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, D, N / hop)."""
+        x = self.conv1(wav)  # (B, C, N)
+        for block in self.block:
+            x = block(x)
+        return self.conv2(self.snake1(x))
+
+    def out_length(self, samples: int) -> int:
+        """Frames that `samples` samples become."""
+        for stride in self.strides:
+            samples = (samples + 2 * math.ceil(stride / 2) - 2 * stride) // stride + 1
+        return samples
+
+    @property
+    def halo_frames(self) -> int:
+        """Frames to either side beyond which a sample cannot reach a latent (an upper bound)."""
+        reach, rate = 3, 1
+        for stride in self.strides:
+            reach += (UNIT_REACH + 2 * stride) * rate
+            rate *= stride
+        return math.ceil(reach / rate) + 1
+
+    @property
+    def floats_per_frame(self) -> int:
+        """Size of the widest activation, per frame."""
+        return self.conv1.out_channels * math.prod(self.strides)
+
+
+class DecoderBlock(nn.Module):
+    """A transposed convolution that halves the channels, then three residual units."""
+
+    def __init__(self, channels: int, stride: int):
+        super().__init__()
+        out = channels // 2
+        self.snake1 = Snake1d(channels)
+        self.conv_t1 = nn.ConvTranspose1d(
+            channels, out, 2 * stride, stride, padding=math.ceil(stride / 2), output_padding=stride % 2
+        )
+        self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(out, d) for d in DILATIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C / 2, T * stride)."""
+        return self.res_unit3(self.res_unit2(self.res_unit1(self.conv_t1(self.snake1(x)))))
+
+
+class Decoder(nn.Module):
+    """Acoustic latents to waveform; the output is not bounded.
+
+    Args:
+        latent_dim: D of the latents.
+        channels: after the first convolution.
+        strides: up-sampling factors in order.
+    """
+
+    def __init__(self, latent_dim: int, channels: int, strides: tuple[int, ...]):
+        super().__init__()
+        self.strides = strides
+        self.conv1 = nn.Conv1d(latent_dim, channels, 7, padding=3)
+        self.block = nn.ModuleList(DecoderBlock(channels // 2**i, stride) for i, stride in enumerate(strides))
+        width = channels // 2 ** len(strides)
+        self.snake1 = Snake1d(width)
+        self.conv2 = nn.Conv1d(width, 1, 7, padding=3)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, D, T) -> (B, 1, T * hop)."""
+        x = self.conv1(latents)
+        for block in self.block:
+            x = block(x)
+        return self.conv2(self.snake1(x))
+
+    @property
+    def halo_frames(self) -> int:
+        """Frames to either side beyond which a latent cannot reach a sample (an upper bound)."""
+        reach, rate = 3.0, 1
+        for stride in self.strides:
+            reach += 1 / rate
+            rate *= stride
+            reach += UNIT_REACH / rate
+        return math.ceil(reach + 3 / rate)
+
+    @property
+    def floats_per_frame(self) -> int:
+        """Size of the widest activation, per frame."""
+        rate, width, widest = 1, self.conv1.out_channels, self.conv1.out_channels
+        for stride in self.strides:
+            rate, width = rate * stride, width // 2
+            widest = max(widest, rate * width)
+        return widest
+
+
+def init_convolutions(module: nn.Module, std: float) -> None:
+    """DAC's initialisation: truncated normal weights, zero biases.
+
+    Args:
+        module: whose convolutions are initialised; transposed ones keep PyTorch's own.
+        std: standard deviation.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv1d):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def add_weight_norm(module: nn.Module) -> None:
+    """Splits every convolution's weight into direction and length, for training."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d, nn.Conv2d)) and not parametrize.is_parametrized(layer):
+            weight_norm(layer)
+
+
+def fold_weight_norm(module: nn.Module) -> None:
+    """Joins direction and length again; the outputs stay the same."""
+    for layer in module.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

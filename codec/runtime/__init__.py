@@ -1,0 +1,1 @@
+"""What every run needs: the accelerator, run folders, checkpoints, seeded order, progress."""

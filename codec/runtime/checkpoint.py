@@ -1,0 +1,118 @@
+"""Checkpoints: a folder a step, whole or absent.
+
+Weights are safetensors, optimizer states are read with `weights_only`, the rest is JSON. A checkpoint is written under
+a temporary name, flushed to disk and renamed, so a killed process leaves none that is half written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from xcodec_lm.configs.errors import XcodecLMError
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint below a run's `checkpoints/`, or None."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return max(found)[1] if found else None
+
+
+def checkpoint_step(path: Path) -> int:
+    """The number of steps done when a checkpoint was written."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise XcodecLMError(f"{path} is not a checkpoint: its name is not step-N")
+    return int(match[1])
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    optimizers: dict[str, Optimizer],
+    extra: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `folder/step-N` and removes the oldest beyond `keep`.
+
+    Args:
+        folder: a run's `checkpoints/`.
+        step: optimizer steps done.
+        tensors: name -> state dict; one safetensors file each.
+        optimizers: name -> optimizer.
+        extra: JSON values.
+        keep: how many checkpoints stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    target, temporary = folder / f"step-{step}", folder / f".tmp-step-{step}"
+    temporary.mkdir()
+    for name, state in tensors.items():
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary / f"{name}.safetensors")
+    for name, optimizer in optimizers.items():
+        torch.save(optimizer.state_dict(), temporary / f"{name}.optimizer.pt")
+    (temporary / "state.json").write_text(json.dumps({"step": step, **extra}, indent=1), encoding="utf-8")
+    for path in [*temporary.iterdir(), temporary]:
+        _flush(path)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    _flush(folder)
+    newest_first = sorted(folder.glob("step-*"), key=checkpoint_step, reverse=True)
+    for old in newest_first[keep:]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Reads a checkpoint into modules and optimizers, strictly.
+
+    Args:
+        path: a `step-N` folder.
+        modules: name -> module whose state file has that name.
+        optimizers: name -> optimizer.
+
+    Returns:
+        The JSON values, and the state dicts of the files that no module was given for.
+
+    Raises:
+        XcodecLMError: a file is missing or does not fit.
+    """
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(load_file(path / f"{name}.safetensors"))
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(torch.load(path / f"{name}.optimizer.pt", weights_only=True, map_location="cpu"))
+        others = {
+            file.name.removesuffix(".safetensors"): load_file(file)
+            for file in path.glob("*.safetensors")
+            if file.name.removesuffix(".safetensors") not in modules
+        }
+        return json.loads((path / "state.json").read_text(encoding="utf-8")), others
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise XcodecLMError(
+            f"{path}: the checkpoint does not fit this run: {error}", "remove that folder to fall back to the one before it"
+        ) from None
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,23 @@
+"""Configuration: dataclasses, presets, and the loader that joins them. The lowest layer; it imports no torch."""
+
+if __name__ == "configs":
+    raise ImportError("this package is called xcodec_lm.configs; write `import xcodec_lm.configs`")
+
+from xcodec_lm.configs.codec import CodecTrainConfig
+from xcodec_lm.configs.errors import ConfigError, XcodecLMError
+from xcodec_lm.configs.lm import LMTrainConfig
+from xcodec_lm.configs.loader import FAMILIES, from_dict, load, preset_text, presets, save, to_dict
+
+__all__ = [
+    "FAMILIES",
+    "CodecTrainConfig",
+    "ConfigError",
+    "LMTrainConfig",
+    "XcodecLMError",
+    "from_dict",
+    "load",
+    "preset_text",
+    "presets",
+    "save",
+    "to_dict",
+]

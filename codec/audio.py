@@ -60,7 +60,8 @@ def load_audio(path: str | Path, sample_rate: int, start_s: float = 0.0, duratio
             data = file.read(count, dtype="float32", always_2d=True)  # (N, C)
     except (sf.LibsndfileError, RuntimeError) as error:
         raise AudioError(
-            f"{path}: not readable as audio: {str(error).rstrip('.')}", "WAV, FLAC, OGG and MP3 files are read; check that the file is whole"
+            f"{path}: not readable as audio: {str(error).rstrip('.')}",
+            "WAV, FLAC, OGG and MP3 files are read; check that the file is whole",
         ) from None
     if len(data) < count:
         raise AudioError(
@@ -101,7 +102,8 @@ def save_audio(path: str | Path, wav: Tensor, sample_rate: int) -> int:
         sf.write(path, np.clip(signal, -1, 1), sample_rate)
     except (sf.LibsndfileError, OSError, TypeError, ValueError) as error:
         raise AudioError(
-            f"cannot write {path}: {str(error).rstrip('.')}", "choose a folder that exists and can be written, and an ending such as .wav"
+            f"cannot write {path}: {str(error).rstrip('.')}",
+            "choose a folder that exists and can be written, and an ending such as .wav",
         ) from None
     return clipped
 
@@ -122,7 +124,9 @@ def check_signal(signal: np.ndarray, where: str) -> None:
     """
     if not np.isfinite(signal).all():
         index = int(np.flatnonzero(~np.isfinite(signal))[0])
-        raise AudioError(f"{where}: sample {index} is {signal[index]}, not a finite number", "repair or remove the recording")
+        raise AudioError(
+            f"{where}: sample {index} is {signal[index]}, not a finite number", "repair or remove the recording"
+        )
     peak = float(np.abs(signal).max())
     if peak > MAX_LEVEL:
         raise AudioError(

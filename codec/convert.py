@@ -64,7 +64,9 @@ def from_transformers(data: dict[str, Any]) -> tuple[CodecModelConfig, SemanticC
     return model, semantic, teacher
 
 
-def to_transformers(model: CodecModelConfig, semantic: SemanticConfig, teacher: PretrainedConfig) -> XcodecConfig | None:
+def to_transformers(
+    model: CodecModelConfig, semantic: SemanticConfig, teacher: PretrainedConfig
+) -> XcodecConfig | None:
     """The transformers configuration of a codec, or None where transformers cannot express it.
 
     It cannot when the quantizer's width is not the sum of both branches' widths.

@@ -68,7 +68,9 @@ def shaped_noise(target: Tensor, sample_rate: int, seed: int = 0) -> Tensor:
     """
     window, hop = 512, 128
     if len(target) < window:
-        return shaped_noise(torch.nn.functional.pad(target, (0, window - len(target))), sample_rate, seed)[: len(target)]
+        return shaped_noise(torch.nn.functional.pad(target, (0, window - len(target))), sample_rate, seed)[
+            : len(target)
+        ]
     hann = torch.hann_window(window)
     noise = white_noise(target, seed)
     x, n = (torch.stft(wav, window, hop, window, hann, return_complex=True) for wav in (target, noise))

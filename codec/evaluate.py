@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,3 +75,21 @@ def evaluate(codec: XCodec, wavs: list[Tensor], n_qs: tuple[int, ...], with_anch
         clips=len(wavs),
         seconds=sum(wav.shape[1] for wav in wavs) / rate,
     )
+
+
+def to_dict(result: Evaluation) -> dict[str, Any]:
+    """An evaluation as plain values for JSON."""
+    data = dataclasses.asdict(result)
+    return data | {"codec": {f"n_q {n_q}": values for n_q, values in result.codec.items()}}
+
+
+def format_evaluation(result: Evaluation) -> str:
+    """An evaluation as a table for a terminal."""
+    rows = [(f"n_q {n_q}", values) for n_q, values in result.codec.items()] + list(result.anchors.items())
+    names = list(rows[0][1])
+    lines = [f"{result.clips} clips, {result.seconds:.1f} s; distances of log spectra, lower is nearer"]
+    lines.append(f"{'':<14}" + "".join(f"{name:>8}" for name in names))
+    lines += [f"{label:<14}" + "".join(f"{values[name]:8.3f}" for name in names) for label, values in rows]
+    used = " ".join(str(count) for count in result.codes_used)
+    perplexity = " ".join(f"{value:.0f}" for value in result.perplexity)
+    return "\n".join([*lines, f"codes in use by layer: {used}", f"perplexity by layer:   {perplexity}"])

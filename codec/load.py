@@ -65,7 +65,9 @@ def load_codec(
     if missing := sorted(set(expected) - set(tensors)):
         raise XcodecLMError(f"{folder}: weights are missing: {', '.join(missing[:3])} ({len(missing)} in all)")
     if extra := sorted(set(tensors) - set(expected)):
-        raise XcodecLMError(f"{folder}: weights that this codec does not have: {', '.join(extra[:3])} ({len(extra)} in all)")
+        raise XcodecLMError(
+            f"{folder}: weights that this codec does not have: {', '.join(extra[:3])} ({len(extra)} in all)"
+        )
     fingerprint = (block or {}).get("fingerprint") or fingerprint_of(folder, codec, teacher_config)
     try:
         codec.load_state_dict(tensors)
@@ -74,7 +76,7 @@ def load_codec(
     name = (block or {}).get("name") or Path(source).name
     codec.spec = replace(codec.spec, name=name, fingerprint=fingerprint)
     codec.transformers_config = data if block is None else None
-    codec = codec.float().eval().requires_grad_(False).to(device)
+    codec = codec.float().eval().to(device)
     if compile:
         codec.acoustic_decoder.compile()
     return codec
@@ -91,8 +93,14 @@ def find_codec(source: str | Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     if path.exists():
-        state = "the run has not finished: it has no model/ yet" if (path / "config.yaml").is_file() else "it has no config.json"
-        raise XcodecLMError(f"{path} is not a codec: {state}", "give a run folder, a model folder, a shipped name or a hub id")
+        state = (
+            "the run has not finished: it has no model/ yet"
+            if (path / "config.yaml").is_file()
+            else "it has no config.json"
+        )
+        raise XcodecLMError(
+            f"{path} is not a codec: {state}", "give a run folder, a model folder, a shipped name or a hub id"
+        )
     shipped = sorted(item.name for item in PRETRAINED.glob("*/")) if PRETRAINED.is_dir() else []
     if str(source).count("/") == 1 and not path.is_absolute() and path.parts[0] not in (".", ".."):
         from huggingface_hub import snapshot_download
@@ -177,7 +185,7 @@ def fingerprint_of(folder: Path, codec: XCodec, teacher_config: Any) -> str:
         index = {}
         for file in _weight_files(folder):
             with safe_open(file, framework="pt") as handle:
-                index |= {key: file for key in handle.keys()}  # noqa: SIM118
+                index |= dict.fromkeys(handle.keys(), file)
         for key in sorted(index):
             if decides_codes(key):
                 with safe_open(index[key], framework="pt") as handle:

@@ -61,10 +61,14 @@ def build_teacher(config: SemanticConfig) -> nn.Module:
 
 
 def teacher_from_config(config: dict | PretrainedConfig) -> nn.Module:
-    """A frozen teacher without weights, from a transformers configuration."""
+    """A teacher without weights, from a transformers configuration, in eval mode.
+
+    For inference. It is not frozen: the attention of transformers' WavLM takes another path for weights that need no
+    gradient, whose last bits differ from those that users of transformers get.
+    """
     if isinstance(config, dict):
         config = AutoConfig.for_model(**config)
-    return freeze(AutoModel.from_config(config, dtype=torch.float32))
+    return AutoModel.from_config(config, dtype=torch.float32).eval()
 
 
 def freeze(teacher: nn.Module) -> nn.Module:

@@ -45,6 +45,12 @@ class TokenSpec:
     tracks: tuple[str, ...] = ("mix",)
     fingerprint: str = ""
 
+    def __post_init__(self):
+        if not self.tracks or not self.codebook_sizes:
+            raise TokenError(f"the token spec of {self.name} has no tracks or no codebooks")
+        if min(self.sample_rate, self.output_sample_rate, self.hop_samples, *self.codebook_sizes) < 1:
+            raise TokenError(f"the token spec of {self.name} has a rate, hop or codebook size below 1")
+
     @property
     def frame_rate(self) -> Fraction:
         """Frames per second, exactly."""
@@ -118,13 +124,18 @@ class AudioTokens:
     def __post_init__(self):
         rows = len(self.spec.tracks) * self.spec.n_q
         if self.codes.dim() != 3 or self.codes.shape[1] != rows:
-            raise TokenError(f"codes must have shape (B, {rows}, T) for {self.spec.name}, got {tuple(self.codes.shape)}")
-        if self.codes.dtype != torch.int64:
-            raise TokenError(f"codes must be int64, got {self.codes.dtype}")
+            raise TokenError(
+                f"codes must have shape (B, {rows}, T) for {self.spec.name}, got {tuple(self.codes.shape)}"
+            )
+        for name in ("codes", "lengths", "samples"):
+            if (tensor := getattr(self, name)) is not None and tensor.dtype != torch.int64:
+                raise TokenError(f"{name} must be int64, got {tensor.dtype}")
         if self.lengths.shape != self.codes.shape[:1]:
             raise TokenError(f"lengths must have shape ({self.codes.shape[0]},), got {tuple(self.lengths.shape)}")
         if len(self.lengths) and not 1 <= int(self.lengths.min()) <= int(self.lengths.max()) <= self.codes.shape[2]:
             raise TokenError(f"lengths must lie in 1..{self.codes.shape[2]}, got {self.lengths.tolist()}")
+        if self.samples is not None and (self.samples.shape != self.lengths.shape or bool((self.samples < 1).any())):
+            raise TokenError(f"samples must be {len(self.lengths)} numbers above 0, got {self.samples.tolist()}")
 
     def __len__(self) -> int:
         return self.codes.shape[0]
@@ -158,7 +169,9 @@ class AudioTokens:
     def crop(self, start: int, stop: int) -> AudioTokens:
         """Frames `start` to `stop` (exclusive) of every row, which all must have them."""
         if not 0 <= start < stop <= int(self.lengths.min()):
-            raise TokenError(f"crop {start}..{stop} does not lie within every row's 0..{int(self.lengths.min())} frames")
+            raise TokenError(
+                f"crop {start}..{stop} does not lie within every row's 0..{int(self.lengths.min())} frames"
+            )
         lengths = torch.full_like(self.lengths, stop - start)
         return replace(self, codes=self.codes[:, :, start:stop], lengths=lengths, samples=None)
 
@@ -203,14 +216,16 @@ class AudioTokens:
         try:
             save_file(tensors, path, metadata=header)
         except (OSError, SafetensorError) as error:
-            raise TokenError(f"cannot write {path}: {error}", "choose a folder that exists and can be written") from None
+            raise TokenError(
+                f"cannot write {path}: {error}", "choose a folder that exists and can be written"
+            ) from None
 
     @staticmethod
     def load(path: str | Path) -> AudioTokens:
         """Reads a `.tokens` file.
 
         Raises:
-            TokenError: not a token file, or of a version that this release does not know.
+            TokenError: not a token file, of a version that this release does not know, or codes that do not fit its spec.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -231,7 +246,13 @@ class AudioTokens:
             spec = TokenSpec.from_dict(json.loads(header["spec"]))
         except (ValueError, TypeError, KeyError) as error:
             raise TokenError(f"{path}: the token spec in its header cannot be read: {error}") from None
-        return AudioTokens(tensors["codes"].long(), tensors["lengths"].long(), spec, tensors.get("samples"))
+        codes = tensors["codes"].long() if tensors["codes"].dtype == torch.int32 else tensors["codes"]
+        try:
+            tokens = AudioTokens(codes, tensors["lengths"], spec, tensors.get("samples"))
+            tokens.check_range()
+        except TokenError as error:
+            raise TokenError(f"{path}: {error.message}", "encode the audio again") from None
+        return tokens
 
 
 def stack_codes(rows: list[Tensor], spec: TokenSpec, samples: Tensor | None = None) -> AudioTokens:

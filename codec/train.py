@@ -9,7 +9,6 @@ Source: arXiv 2408.17175 section 3.1 and the public training code; where that is
 from __future__ import annotations
 
 import contextlib
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +53,11 @@ def train(config: CodecTrainConfig, options: RunOptions) -> Path:
             say(describe(config, codec, plan, crops))
         Trainer(run, config, codec, crops, plan).fit()
     return options.out
+
+
+def dry_run(config: CodecTrainConfig) -> str:
+    """What a run of this configuration would need on one device, without making it."""
+    return describe(config, build_codec(config), StepPlan.of(config, world=1), Crops(config))
 
 
 def build_codec(config: CodecTrainConfig) -> XCodec:
@@ -205,7 +209,9 @@ class Trainer:
         loss = config.loss
         self.adversarial = loss.adversarial_weight > 0 or loss.feature_weight > 0
         torch.manual_seed(derive_seed(config.run.seed, "discriminator"))
-        self.disc = MultiFrequencyDiscriminator(config.model.sample_rate, loss.disc_hops, loss.disc_channels).to(run.device)
+        self.disc = MultiFrequencyDiscriminator(config.model.sample_rate, loss.disc_hops, loss.disc_channels).to(
+            run.device
+        )
         self.optimizer = self._adamw(self.codec, config.optim.lr)
         self.disc_optimizer = self._adamw(self.disc, loss.disc_lr)
         decay = config.optim.ema_decay
@@ -294,7 +300,9 @@ class Trainer:
                     terms["semantic"] = output.semantic
                 if adversarial:
                     terms |= self._adversarial_terms(disc, output.wav, wav, len(micros))
-                loss = torch.stack([self._weight(name) * value for name, value in terms.items() if self._weight(name)]).sum()
+                loss = torch.stack(
+                    [self._weight(name) * value for name, value in terms.items() if self._weight(name)]
+                ).sum()
                 accelerator.backward(loss / len(micros))
             for name, value in {**terms, "loss": loss}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=wav.device)) + value.detach() / len(micros)
@@ -308,7 +316,12 @@ class Trainer:
         if self.average:
             self.average.update(self.codec)
         metrics = {name: float(value) for name, value in totals.items()}
-        return metrics | {"grad_norm": float(norm), "lr": config.optim.lr * rate, "n_q": n_q, "dead_codes": sum(replaced)}
+        return metrics | {
+            "grad_norm": float(norm),
+            "lr": config.optim.lr * rate,
+            "n_q": n_q,
+            "dead_codes": sum(replaced),
+        }
 
     def _weight(self, name: str) -> float:
         loss = self.config.loss
@@ -317,6 +330,7 @@ class Trainer:
             "feature": loss.feature_weight,
             "stft": loss.stft_weight,
             "subband_stft": loss.subband_stft_weight,
+            "waveform": loss.waveform_weight,
             "mel": loss.mel_weight,
             "commitment": loss.commitment_weight,
             "semantic": self.config.semantic.loss_weight,
@@ -330,6 +344,8 @@ class Trainer:
             "stft": losses.stft_loss(estimate, target, self.shapes),
             "mel": losses.mel_loss(estimate, target, rate, loss.mel_windows, loss.mel_bands),
         }
+        if loss.waveform_weight:
+            terms["waveform"] = (estimate - target).abs().mean()
         if loss.subband_stft_weight:
             terms["subband_stft"] = losses.subband_stft_loss(estimate, target)
         return terms
@@ -368,10 +384,14 @@ class Trainer:
             save_audio(folder / f"clip-{index}-step-{step + 1}.flac", estimate[0], rate)
 
     def _export(self) -> None:
-        codec = copy.deepcopy(self.codec)
+        own = {name: value.detach().clone() for name, value in self.codec.named_parameters()} if self.average else {}
         if self.average:
-            self.average.copy_to(codec)
-        save_codec(codec.fold_weight_norm().cpu(), self.run.model_folder, name=self.run.folder.name)
+            self.average.copy_to(self.codec)
+        save_codec(self.codec.exported().cpu(), self.run.model_folder, name=self.run.folder.name)
+        with torch.no_grad():
+            for name, value in self.codec.named_parameters():
+                if name in own:
+                    value.copy_(own[name])
 
 
 def _count_up():

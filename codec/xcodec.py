@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from xcodec_lm.codec import semantic as teachers
 from xcodec_lm.codec.audio import check_wav
-from xcodec_lm.codec.nn.acoustic import Decoder, Encoder, add_weight_norm, fold_weight_norm, init_convolutions
+from xcodec_lm.codec.nn.acoustic import Decoder, Encoder, add_weight_norm, folded_state, init_convolutions
 from xcodec_lm.codec.nn.rvq import ResidualVectorQuantizer
 from xcodec_lm.codec.nn.semantic import SemanticDecoder, SemanticEncoder
 from xcodec_lm.codec.tokens import AudioTokens, TokenSpec, stack_codes
@@ -90,7 +90,7 @@ class XCodec(nn.Module):
             if self.has_semantics:
                 if teacher is None:
                     raise ConfigError(f"semantic.teacher is {semantic.teacher!r}, but no teacher was given")
-                self.semantic_model = teachers.freeze(teacher)
+                self.semantic_model = teacher.eval()
                 self.encoder_semantic = SemanticEncoder(semantic)
                 self.decoder_semantic = SemanticDecoder(semantic)
                 self.fc1 = nn.Linear(dim, semantic.dim)
@@ -107,7 +107,9 @@ class XCodec(nn.Module):
             hop_samples=model.hop_samples,
             codebook_sizes=(model.quantizer.codebook_size,) * model.quantizer.n_q,
         )
-        self.transformers_config: dict[str, Any] | None = None  # of a codec that came from transformers, to save it back
+        self.transformers_config: dict[str, Any] | None = (
+            None  # of a codec that came from transformers, to save it back
+        )
 
     # ------------------------------------------------------------------ training
 
@@ -120,11 +122,12 @@ class XCodec(nn.Module):
             add_weight_norm(self.acoustic_encoder)
             add_weight_norm(self.acoustic_decoder)
 
-    def fold_weight_norm(self) -> XCodec:
-        """Ends training: joins the weight norms, switches to eval."""
-        for stack in (self.acoustic_encoder, self.acoustic_decoder):
-            fold_weight_norm(stack)
-        return self.eval()
+    def exported(self) -> XCodec:
+        """A copy for inference with its weight norms folded; the training codec stays as it is."""
+        teacher = teachers.teacher_from_config(self.semantic_model.config) if self.has_semantics else None
+        copy = XCodec(self.config, self.semantic_config, teacher)
+        copy.load_state_dict(folded_state(self, ("acoustic_encoder", "acoustic_decoder")))
+        return copy.eval()
 
     def train(self, mode: bool = True) -> XCodec:
         """As `nn.Module.train`, but the teacher stays in eval mode."""
@@ -325,5 +328,3 @@ class XCodec(nn.Module):
 def _fit(wav: Tensor, samples: int) -> Tensor:
     """(1, N) padded on the right with zeros to `samples`."""
     return F.pad(wav, (0, samples - wav.shape[1]))
-
-

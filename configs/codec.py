@@ -88,7 +88,7 @@ class SemanticConfig:
 
 @dataclass(frozen=True)
 class CodecDataConfig:
-    """Manifests and batches. Batches are counted in seconds of audio, over all devices and accumulated micro-batches."""
+    """Manifests and batches; these are counted in seconds of audio, over all devices and accumulated micro-batches."""
 
     manifests: tuple[str, ...] = ()
     """JSON-lines manifests; rows with `split: train` (or no split) are trained on, `split: dev` validated on."""
@@ -120,6 +120,8 @@ class CodecLossConfig:
     """Multi-resolution STFT loss: spectral convergence and log magnitude."""
     subband_stft_weight: float = 0.0
     """The same on the bands of a six-band PQMF."""
+    waveform_weight: float = 0.0
+    """L1 between waveforms; aligns low frequencies early, which short runs need."""
     mel_weight: float = 15.0
     """Multi-resolution L1 between log mel spectra."""
     commitment_weight: float = 1.0
@@ -180,5 +182,3 @@ class CodecTrainConfig:
             )
         if data.batch_s < data.crop_s:
             raise ConfigError(f"data.batch_s {data.batch_s} is shorter than one crop of {data.crop_s} s")
-
-

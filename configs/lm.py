@@ -52,6 +52,13 @@ class GPTConfig:
     """Token layout and vocabulary."""
 
     def __post_init__(self):
+        for name in ("layers", "heads", "dim", "block"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if self.block < self.layout.n_q:
+            raise ConfigError(f"model.block {self.block} does not hold one frame of {self.layout.n_q} codes")
         if self.dim % self.heads:
             raise ConfigError(f"model.dim {self.dim} is not divisible by model.heads {self.heads}")
 
@@ -68,6 +75,11 @@ class LMDataConfig:
     """Codes that one device takes at once; the rest is accumulated."""
     eval_batches: int = 20
     """Micro-batches of the dev split in one validation; fewer if the split is smaller."""
+
+    def __post_init__(self):
+        for name in ("batch_codes", "micro_batch_codes", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

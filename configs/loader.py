@@ -1,6 +1,6 @@
 """Reads presets and YAML files into the dataclasses of this package, and names every mistake with file and line.
 
-A file may start from another with `base:` (a preset name, or a path relative to the file); its own keys are then a delta.
+A file may start from another with `base:` (a preset name, or a path relative to the file); its own keys are a delta.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def preset_text(name: str) -> str:
         ConfigError: no preset has this name.
     """
     if name not in presets():
-        raise ConfigError(f"no preset is called {name!r}{_did_you_mean(name, presets())}", "list them: xcodec-lm presets ls")
+        raise ConfigError(
+            f"no preset is called {name!r}{_did_you_mean(name, presets())}", "list them: xcodec-lm presets ls"
+        )
     return (resources.files("xcodec_lm.configs") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -108,6 +110,13 @@ def from_dict(data: Mapping[str, Any], cls: type[T], where: str) -> T:
     return _build(_wrap(data, where), cls, path="")
 
 
+def _plain(value: _Value) -> Any:
+    """A value without its places, for messages."""
+    if isinstance(value.data, dict):
+        return {key: _plain(item) for key, item in value.data.items()}
+    return [_plain(item) for item in value.data] if isinstance(value.data, list) else value.data
+
+
 def _wrap(value: Any, where: str) -> _Value:
     if isinstance(value, Mapping):
         return _Value({str(key): _wrap(item, where) for key, item in value.items()}, where)
@@ -126,13 +135,20 @@ def _read(source: str | Path, seen: tuple[str, ...]) -> _Value:
     if path.is_dir():
         path = path / "config.yaml"
     if path.is_file():
-        text, label, folder = path.read_text(encoding="utf-8"), str(path), path.parent
+        label, folder = str(path), path.parent
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as text: {error}", "give a YAML file") from None
     elif path.suffix in (".yaml", ".yml") or path.name == "config.yaml":
-        raise ConfigError(f"{path}: file not found", "give a preset (xcodec-lm presets ls), a YAML file or a run folder")
+        raise ConfigError(
+            f"{path}: file not found", "give a preset (xcodec-lm presets ls), a YAML file or a run folder"
+        )
     else:
         text, label, folder = preset_text(str(source)), f"preset {source}", None
-    if label in seen:
-        raise ConfigError(f"{label}: `base:` leads back to itself ({' -> '.join((*seen, label))})")
+    place = label if folder is None else str(path.resolve())
+    if place in seen:
+        raise ConfigError(f"{label}: `base:` leads back to itself ({' -> '.join((*seen, place))})")
     tree = _parse(text, label)
     base = tree.data.pop("base", None)
     if base is None:
@@ -140,7 +156,7 @@ def _read(source: str | Path, seen: tuple[str, ...]) -> _Value:
     if not isinstance(base.data, str):
         raise ConfigError(f"{base.where}: `base:` must be a preset name or a path")
     target = folder / base.data if folder is not None and (folder / base.data).exists() else base.data
-    return _merge(_read(target, (*seen, label)), tree)
+    return _merge(_read(target, (*seen, place)), tree)
 
 
 def _parse(text: str, label: str) -> _Value:
@@ -149,6 +165,8 @@ def _parse(text: str, label: str) -> _Value:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{label} line {line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{label}: not valid YAML: {error}") from None
     if node is None:
         return _Value({}, label)
     constructor = yaml.SafeLoader("")
@@ -166,7 +184,11 @@ def _parse(text: str, label: str) -> _Value:
             return _Value(items, where)
         if isinstance(node, yaml.SequenceNode):
             return _Value([convert(item) for item in node.value], where)
-        return _Value(constructor.construct_object(node), where)
+        try:
+            return _Value(constructor.construct_object(node), where)
+        except (yaml.YAMLError, ValueError) as error:
+            what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+            raise ConfigError(f"{where}: not valid YAML: {what}") from None
 
     tree = convert(node)
     if not isinstance(tree.data, dict):
@@ -185,7 +207,7 @@ def _merge(base: _Value, delta: _Value) -> _Value:
 
 def _build(value: _Value, cls: type[T], path: str) -> T:
     if not isinstance(value.data, dict):
-        raise ConfigError(f"{value.where}: {path or 'the file'} is a group of keys, got {value.data!r}")
+        raise ConfigError(f"{value.where}: {path or 'the file'} is a group of keys, got {_plain(value)!r}")
     hints = typing.get_type_hints(cls)
     fields = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
@@ -222,20 +244,24 @@ def _convert(value: _Value, kind: Any, path: str) -> Any:
     if origin is typing.Literal:
         if data not in choices:
             hint = _did_you_mean(str(data), map(str, choices))
-            raise ConfigError(f"{value.where}: {path} must be one of {', '.join(map(str, choices))}; got {data!r}{hint}")
+            raise ConfigError(
+                f"{value.where}: {path} must be one of {', '.join(map(str, choices))}; got {_plain(value)!r}{hint}"
+            )
         return data
     if origin is tuple:
         if not isinstance(data, list):
-            raise ConfigError(f"{value.where}: {path} must be a list, got {data!r}")
+            raise ConfigError(f"{value.where}: {path} must be a list, got {_plain(value)!r}")
         if len(choices) == 2 and choices[1] is Ellipsis:
             return tuple(_convert(item, choices[0], f"{path}[{i}]") for i, item in enumerate(data))
         if len(data) != len(choices):
             raise ConfigError(f"{value.where}: {path} must have {len(choices)} entries, got {len(data)}")
-        return tuple(_convert(item, choice, f"{path}[{i}]") for i, (item, choice) in enumerate(zip(data, choices, strict=True)))
+        return tuple(
+            _convert(item, choice, f"{path}[{i}]") for i, (item, choice) in enumerate(zip(data, choices, strict=True))
+        )
     if kind is float and isinstance(data, (int, float, str)) and not isinstance(data, bool):
         try:
             return float(data)  # YAML 1.1 reads 2e-4 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif kind is int and isinstance(data, (int, float, str)) and not isinstance(data, bool):
         try:
@@ -244,9 +270,7 @@ def _convert(value: _Value, kind: Any, path: str) -> Any:
                 return int(data) if isinstance(data, int) else int(number)
         except (ValueError, OverflowError):
             pass
-    elif kind is bool and isinstance(data, bool):
-        return data
-    elif kind is str and isinstance(data, str):
+    elif (kind is bool and isinstance(data, bool)) or (kind is str and isinstance(data, str)):
         return data
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{value.where}: {path} must be {names.get(kind, kind)}, got {data!r}")
+    raise ConfigError(f"{value.where}: {path} must be {names.get(kind, kind)}, got {_plain(value)!r}")

@@ -43,7 +43,9 @@ def subband_stft_loss(estimate: Tensor, target: Tensor) -> Tensor:
     return stft_loss(pqmf_bands(estimate).flatten(0, 1), pqmf_bands(target).flatten(0, 1), list(SUBBAND_SHAPES))
 
 
-def mel_loss(estimate: Tensor, target: Tensor, sample_rate: int, windows: tuple[int, ...], bands: tuple[int, ...]) -> Tensor:
+def mel_loss(
+    estimate: Tensor, target: Tensor, sample_rate: int, windows: tuple[int, ...], bands: tuple[int, ...]
+) -> Tensor:
     """L1 between log10 mel magnitudes, mean over resolutions.
 
     Args:
@@ -80,6 +82,8 @@ def discriminator_loss(real: Maps, fake: Maps) -> Tensor:
 def feature_matching_loss(real: Maps, fake: Maps) -> Tensor:
     """L1 between feature maps, mean over all maps but the verdicts."""
     terms = [
-        (x - y.detach()).abs().mean() for r, f in zip(real, fake, strict=True) for y, x in zip(r[:-1], f[:-1], strict=True)
+        (x - y.detach()).abs().mean()
+        for r, f in zip(real, fake, strict=True)
+        for y, x in zip(r[:-1], f[:-1], strict=True)
     ]
     return torch.stack(terms).mean()

@@ -217,7 +217,9 @@ def kmeans(vectors: Tensor, clusters: int, iterations: int, rng: torch.Generator
         more = torch.randint(len(vectors), (clusters - len(start),), generator=rng)
         noise = torch.randn(len(more), vectors.shape[1], generator=rng).to(vectors.device)
         spread = vectors.std(dim=0, unbiased=False).mean().clamp_min(1e-3)
-        book.embed.copy_(torch.cat([vectors[start.to(vectors.device)], vectors[more.to(vectors.device)] + 0.01 * spread * noise]))
+        book.embed.copy_(
+            torch.cat([vectors[start.to(vectors.device)], vectors[more.to(vectors.device)] + 0.01 * spread * noise])
+        )
     else:
         book.embed.copy_(vectors[start.to(vectors.device)])
     for _ in range(iterations):

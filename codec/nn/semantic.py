@@ -68,9 +68,7 @@ class SemanticEncoder(nn.Module):
     def __init__(self, config: SemanticConfig):
         super().__init__()
         widths = [config.dim, *(int(config.dim * ratio) for ratio in config.channel_ratios)]
-        self.conv = nn.Conv1d(
-            config.dim, config.dim, config.kernel_size, padding=config.kernel_size // 2, bias=False
-        )
+        self.conv = nn.Conv1d(config.dim, config.dim, config.kernel_size, padding=config.kernel_size // 2, bias=False)
         self.conv_blocks = nn.ModuleList(
             EncoderBlock(config, widths[i], widths[i + 1], stride) for i, stride in enumerate(config.strides)
         )

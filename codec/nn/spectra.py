@@ -68,7 +68,9 @@ def _pqmf_filters(bands: int, taps: int, cutoff: float, beta: float, device: tor
     Source: Nguyen, "Near-perfect-reconstruction pseudo-QMF banks", IEEE Trans. Signal Processing 42(1), 1994.
     """
     n = torch.arange(taps + 1, dtype=torch.float64) - taps / 2
-    prototype = cutoff * torch.sinc(cutoff * n) * torch.kaiser_window(taps + 1, periodic=False, beta=beta, dtype=torch.float64)
+    prototype = (
+        cutoff * torch.sinc(cutoff * n) * torch.kaiser_window(taps + 1, periodic=False, beta=beta, dtype=torch.float64)
+    )
     k = torch.arange(bands, dtype=torch.float64)[:, None]
     phase = (2 * k + 1) * math.pi / (2 * bands) * n + (-1) ** k * math.pi / 4
     return (2 * prototype * torch.cos(phase))[:, None].float().to(device)

@@ -61,7 +61,9 @@ def save_checkpoint(
     target, temporary = folder / f"step-{step}", folder / f".tmp-step-{step}"
     temporary.mkdir()
     for name, state in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary / f"{name}.safetensors"
+        )
     for name, optimizer in optimizers.items():
         torch.save(optimizer.state_dict(), temporary / f"{name}.optimizer.pt")
     (temporary / "state.json").write_text(json.dumps({"step": step, **extra}, indent=1), encoding="utf-8")
@@ -106,7 +108,8 @@ def load_checkpoint(
         return json.loads((path / "state.json").read_text(encoding="utf-8")), others
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise XcodecLMError(
-            f"{path}: the checkpoint does not fit this run: {error}", "remove that folder to fall back to the one before it"
+            f"{path}: the checkpoint does not fit this run: {error}",
+            "remove that folder to fall back to the one before it",
         ) from None
 
 

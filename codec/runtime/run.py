@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from xcodec_lm import configs
 from xcodec_lm.codec.runtime.checkpoint import checkpoint_step, latest_checkpoint, load_checkpoint, save_checkpoint
 from xcodec_lm.codec.runtime.ema import WeightAverage
+from xcodec_lm.codec.runtime.memory import keep_freed_memory
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
@@ -98,8 +99,12 @@ class Run:
         )
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if self.accelerator.num_processes != asked:
-            raise XcodecLMError(f"{asked} processes were started, but accelerate joined {self.accelerator.num_processes}")
+            raise XcodecLMError(
+                f"{asked} processes were started, but accelerate joined {self.accelerator.num_processes}"
+            )
         self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self._modules: dict[str, nn.Module] = {}
         self._optimizers: dict[str, Optimizer] = {}
@@ -113,7 +118,9 @@ class Run:
             try:
                 self.accelerator.init_trackers("tensorboard")
             except ImportError as error:
-                raise XcodecLMError(f"run.track: tensorboard is not installed ({error})", "pip install 'xcodec-lm[track]'") from None
+                raise XcodecLMError(
+                    f"run.track: tensorboard is not installed ({error})", "pip install 'xcodec-lm[track]'"
+                ) from None
         torch.manual_seed(derive_seed(self.settings.seed, "init"))
 
     @property
@@ -142,7 +149,15 @@ class Run:
 
     def _check_same_config(self, path: Path) -> None:
         old, new = configs.to_dict(configs.load(path, type(self.config))), configs.to_dict(self.config)
-        free = {("optim", "steps"), ("run", "log_every"), ("run", "eval_every"), ("run", "save_every"), ("run", "keep_checkpoints"), ("run", "track"), ("data", "workers")}
+        free = {
+            ("optim", "steps"),
+            ("run", "log_every"),
+            ("run", "eval_every"),
+            ("run", "save_every"),
+            ("run", "keep_checkpoints"),
+            ("run", "track"),
+            ("data", "workers"),
+        }
         changed = [
             f"{group}.{key}: {old[group].get(key)!r} -> {value!r}"
             for group, values in new.items()
@@ -156,7 +171,10 @@ class Run:
             )
 
     def track_state(
-        self, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], averages: dict[str, WeightAverage] | None = None
+        self,
+        modules: dict[str, nn.Module],
+        optimizers: dict[str, Optimizer],
+        averages: dict[str, WeightAverage] | None = None,
     ) -> None:
         """Names what a checkpoint holds: unwrapped modules, their optimizers, averages of weights."""
         self._modules, self._optimizers, self._averages = modules, optimizers, averages or {}
@@ -223,7 +241,10 @@ class Run:
                     if self._interrupted or finished == last or finished % self.settings.save_every == 0:
                         self.save_checkpoint(finished)
                     if self._interrupted:
-                        raise Interrupted(f"stopped after step {finished}; {self.folder} is saved", "give the same command again to continue")
+                        raise Interrupted(
+                            f"stopped after step {finished}; {self.folder} is saved",
+                            "give the same command again to continue",
+                        )
         finally:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
@@ -294,11 +315,17 @@ def environment(device: torch.device | str) -> dict[str, Any]:
             versions[name] = "not installed"
     here = Path(__file__).resolve().parent
     try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False
+        )
         revision = git.stdout.strip() or None
     except OSError:
         revision = None
-    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name()
+        if torch.device(device).type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

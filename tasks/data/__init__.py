@@ -1,0 +1,1 @@
+"""Data preparation: manifests, checks, synthetic corpora, tokenization."""

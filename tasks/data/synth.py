@@ -1,0 +1,216 @@
+"""A small corpus made by arithmetic: music and captioned sounds, seeded, free of anybody's rights.
+
+    synth.json music.jsonl music/*.flac sound.jsonl sound/*.flac
+
+It is the demo's input and a playground without downloads; nobody should judge a codec by it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xcodec_lm.codec.audio import save_audio
+from xcodec_lm.codec.clips import write_manifest
+from xcodec_lm.codec.runtime.order import derive_seed
+from xcodec_lm.codec.runtime.progress import Progress, say
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
+from xcodec_lm.tasks.data.synth_music import compose, perform
+from xcodec_lm.tasks.data.synth_sound import KINDS, make_sound
+
+SYNTH_VERSION = 1
+"""Raised whenever the same settings begin to give other audio."""
+LICENCE = "CC0-1.0"
+LOWEST_RATE = 8_000
+
+
+@dataclass(frozen=True)
+class SynthSettings:
+    """Everything that decides a synthetic corpus.
+
+    Attributes:
+        seed: the same seed gives the same files, byte for byte, on the same versions of numpy and libsndfile.
+        music_clips: pieces of music, one clip each.
+        sound_clips: captioned sounds.
+        clip_s: length of a music clip in seconds.
+        sound_s: length of a sound in seconds.
+        sample_rate: in Hz.
+        version: of the generator.
+    """
+
+    seed: int = 0
+    music_clips: int = 60
+    sound_clips: int = 40
+    clip_s: float = 12.0
+    sound_s: float = 4.0
+    sample_rate: int = 16_000
+    version: int = SYNTH_VERSION
+
+    def __post_init__(self):
+        if min(self.music_clips, self.sound_clips) < 0 or self.music_clips + self.sound_clips == 0:
+            raise UsageError(
+                f"cannot make {self.music_clips} music clips and {self.sound_clips} sounds",
+                "ask for at least one clip of either",
+            )
+        for name, value in (("clip_s", self.clip_s), ("sound_s", self.sound_s)):
+            if not 0.1 <= value < math.inf:
+                raise UsageError(f"{name} must be at least 0.1 seconds, got {value}")
+        if self.sample_rate < LOWEST_RATE:
+            raise UsageError(f"sample_rate must be at least {LOWEST_RATE} Hz, got {self.sample_rate}")
+
+
+@dataclass(frozen=True)
+class SynthResult:
+    """Where a synthetic corpus is.
+
+    Attributes:
+        music: its music manifest; there is no such file when it has no music.
+        sound: its sound manifest; there is no such file when it has no sounds.
+        made: False when it was there already.
+    """
+
+    music: Path
+    sound: Path
+    made: bool
+
+    @property
+    def manifests(self) -> list[Path]:
+        """The manifests that exist."""
+        return [path for path in (self.music, self.sound) if path.is_file()]
+
+
+def synth(
+    out: str | Path,
+    seed: int = 0,
+    music_clips: int = 60,
+    sound_clips: int = 40,
+    clip_s: float = 12.0,
+    sound_s: float = 4.0,
+    sample_rate: int = 16_000,
+) -> SynthResult:
+    """Makes a synthetic corpus, or finds the one that the same settings made before.
+
+    Args:
+        out: its folder.
+        seed: see SynthSettings, as for the rest.
+        music_clips: pieces of music; a tenth, and from 12 pieces on at least four, are for testing.
+        sound_clips: captioned sounds, split likewise.
+        clip_s: length of a music clip in seconds.
+        sound_s: length of a sound in seconds.
+        sample_rate: in Hz.
+
+    Raises:
+        UsageError: settings that make no corpus.
+        XcodecLMError: the folder holds something else, or cannot be written.
+    """
+    settings = SynthSettings(seed, music_clips, sound_clips, clip_s, sound_s, sample_rate)
+    out = Path(out)
+    result = SynthResult(out / "music.jsonl", out / "sound.jsonl", made=True)
+    if _is_complete(out, settings, result):
+        say(f"synth: {out} is there already, made with the same settings")
+        return SynthResult(result.music, result.sound, made=False)
+    try:
+        for folder in (out, out / "music", out / "sound"):
+            folder.mkdir(parents=True, exist_ok=True)
+        _write_settings(out, settings, complete=False)
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {out}: {error.strerror}", "choose another folder with --out") from None
+    with Progress("synth", music_clips + sound_clips) as progress:
+        done = 0
+        for manifest, rows in ((result.music, _music(out, settings)), (result.sound, _sounds(out, settings))):
+            made = []
+            for row in rows:
+                made.append(row)
+                done += 1
+                progress.update(done, row["id"])
+            if made:
+                write_manifest(made, manifest)
+    _write_settings(out, settings, complete=True)
+    return result
+
+
+def _is_complete(out: Path, settings: SynthSettings, result: SynthResult) -> bool:
+    """Whether the corpus of these settings stands in `out`; refuses a folder that holds another."""
+    if not (out / "synth.json").is_file():
+        if result.manifests:
+            raise XcodecLMError(
+                f"{result.manifests[0]} exists and was not made here", "choose another folder with --out"
+            )
+        return False
+    try:
+        found: dict[str, Any] = json.loads((out / "synth.json").read_text(encoding="utf-8"))
+        there, complete = found["settings"], bool(found["complete"])
+    except (OSError, ValueError, KeyError, TypeError):
+        there, complete = "unknown ones, synth.json cannot be read", False
+    if there != asdict(settings):
+        raise XcodecLMError(
+            f"{out} holds a corpus made with other settings: {there}",
+            "choose another folder with --out, or remove this one",
+        )
+    parts = (("music", settings.music_clips), ("sound", settings.sound_clips))
+    return complete and all(
+        len(list((out / name).glob("*.flac"))) == count and (out / f"{name}.jsonl").is_file() == (count > 0)
+        for name, count in parts
+    )
+
+
+def _write_settings(out: Path, settings: SynthSettings, complete: bool) -> None:
+    temporary = out / "synth.json.tmp"
+    text = json.dumps({"settings": asdict(settings), "complete": complete}, indent=1)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(out / "synth.json")
+
+
+def draw_splits(count: int, rng: np.random.Generator) -> list[str]:
+    """A split for each of `count` units: about 80/10/10, with 2 dev and 4 test units at least where 12 units exist."""
+    test = min(max(4, round(0.1 * count)), count // 3)
+    dev = min(max(2, round(0.1 * count)), count // 6)
+    splits = ["test"] * test + ["dev"] * dev + ["train"] * (count - test - dev)
+    return [splits[index] for index in rng.permutation(count)]
+
+
+def _music(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
+    splits = draw_splits(settings.music_clips, _random(settings, "music splits"))
+    for index, split in enumerate(splits):
+        rng = _random(settings, "music", index)
+        piece = compose(rng)
+        name = f"synth-music-{index:03d}"
+        audio = perform(piece, rng, settings.clip_s, settings.sample_rate)
+        own = {"piece": name, "rendered": True, "start": 0.0, "tempo": piece.tempo, "key": piece.key}
+        yield _save(out, "music", name, audio, split, settings) | own
+
+
+def _sounds(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
+    splits = draw_splits(settings.sound_clips, _random(settings, "sound splits"))
+    for index, split in enumerate(splits):
+        kind = KINDS[index % len(KINDS)]
+        name = f"synth-sound-{index:03d}"
+        rng = _random(settings, "sound", index)
+        audio, caption = make_sound(kind, rng, settings.sound_s, settings.sample_rate)
+        own = {"caption": caption, "label": kind.label, "recording": name}
+        yield _save(out, "sound", name, audio, split, settings) | own
+
+
+def _random(settings: SynthSettings, *key: str | int) -> np.random.Generator:
+    return np.random.default_rng(derive_seed(settings.seed, "synth", *key))
+
+
+def _save(out: Path, folder: str, name: str, audio: np.ndarray, split: str, settings: SynthSettings) -> dict[str, Any]:
+    relative = f"{folder}/{name}.flac"
+    save_audio(out / relative, torch.from_numpy(audio), settings.sample_rate)
+    return {
+        "id": name,
+        "audio": relative,
+        "duration": len(audio) / settings.sample_rate,
+        "speaker": None,
+        "split": split,
+        "source": "synth",
+        "licence": LICENCE,
+    }

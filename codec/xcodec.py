@@ -168,6 +168,11 @@ class XCodec(nn.Module):
 
     # ------------------------------------------------------------------ token interface
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codec computes; audio and tokens from elsewhere are taken there."""
+        return self.fc2.weight.device
+
     def frames(self, samples: int) -> int:
         """Frames that `samples` samples become: those of the next whole hop.
 
@@ -206,7 +211,7 @@ class XCodec(nn.Module):
             raise TokenError("this codec was loaded with decode_only=True and cannot encode", "load it without")
         lengths = check_wav(wav, lengths, self.spec.sample_rate, sample_rate)
         spec = self.spec if n_q is None else self.spec.take(n_q)
-        device = self.fc.weight.device
+        device = self.device
         hop = self.config.hop_samples
         rows: list[Tensor | None] = [None] * len(wav)
         groups: dict[int, list[int]] = {}
@@ -236,7 +241,7 @@ class XCodec(nn.Module):
         """
         self.spec.check_same_codec(tokens.spec, "the token batch")
         tokens.check_range()
-        device, hop = self.fc2.weight.device, self.config.hop_samples
+        device, hop = self.device, self.config.hop_samples
         tokens = tokens.to(device)
         full = tokens.lengths * hop
         lengths = full if tokens.samples is None else torch.minimum(tokens.samples, full)

@@ -35,12 +35,18 @@ class Result:
     data: Any = None
 
 
+_common_flags: list[str] = []
+"""Those of `-v -q --json` that this call was given, for the processes that it starts."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verbose, quiet, as_json = (
         _take_flag(argv, *names) for names in (("-v", "--verbose"), ("-q", "--quiet"), ("--json",))
     )
+    asked = {"-v": verbose, "-q": quiet, "--json": as_json}
+    _common_flags[:] = [flag for flag, given in asked.items() if given]
     try:
         return _run(argv, quiet, as_json)
     except XcodecLMError as error:
@@ -88,7 +94,9 @@ def _run(argv: list[str], quiet: bool, as_json: bool) -> int:
         result, partial = result
     if isinstance(result, int):
         return result
-    if as_json:
+    if not progress.is_main_process():
+        pass  # one of several processes prints
+    elif as_json:
         print(json.dumps(result.data, indent=1, default=str))
     elif result.text:
         print(result.text)
@@ -176,12 +184,12 @@ def _train(noun: str, family: str, argv: list[str]) -> Result | int:
     config = replace(config, run=replace(config.run, **overrides))
     module = importlib.import_module(f"xcodec_lm.{'codec' if noun == 'codec' else 'lm'}.train")
     if flags.dry_run:
-        text = module.dry_run(config)
+        text = module.dry_run(config) if noun == "codec" else module.summary(module.describe(config))
         return Result(text, {"description": text})
     from xcodec_lm.codec.runtime.launch import relaunch
     from xcodec_lm.codec.runtime.run import RunOptions
 
-    code = relaunch([noun, "train", *_without_gpus(argv)], flags.gpus)
+    code = relaunch([noun, "train", *_without_gpus(argv), *_common_flags], flags.gpus)
     if code is not None:
         return code
     stem = Path(source or family).with_suffix("").name if source and Path(source).suffix else (source or family)
@@ -248,7 +256,7 @@ def codec_encode(
     model = _load_codec(codec, device)
     recording = load_audio(audio, model.spec.sample_rate)
     _say_conversions(audio, recording.conversions)
-    tokens = model.encode(recording.wav[None].to(model.fc2.weight.device), n_q=n_q)
+    tokens = model.encode(recording.wav[None].to(model.device), n_q=n_q)
     tokens.save(o)
     seconds = recording.wav.shape[1] / recording.sample_rate
     spec = tokens.spec
@@ -341,7 +349,7 @@ def codec_eval(
     clips = read_manifests([manifest], None if split == "all" else split)
     if not clips:
         raise XcodecLMError(f"{manifest}: no row has split: {split}", "choose another with --split")
-    target = model.fc2.weight.device
+    target = model.device
     wavs = [load_audio(clip.path, model.spec.sample_rate, duration_s=clip_s).wav.to(target) for clip in clips]
     n_qs = tuple(n for n in (1, 2, 4, 8) if n <= model.spec.n_q)
     result = evaluate(model, wavs, n_qs)
@@ -440,8 +448,6 @@ def data_tokenize(
     if not manifests:
         raise UsageError("data tokenize needs at least one manifest")
     done = tokenize(list(manifests), _load_codec(codec, device), out, n_q=n_q, codec_path=Path(codec))
-    for what, count in done.conversions.items():
-        _note(f"{count} recordings were {what}")
     result = Result(
         f"{out}: {done.done} recordings encoded, {done.skipped} already there, {done.failed} failed",
         {"store": str(out), "done": done.done, "skipped": done.skipped, "failed": done.failed},
@@ -454,7 +460,7 @@ def data_tokenize(
 
 def music_continue(
     prompt: Positional[Path], /, run: str, o: Path, seconds: float = 30.0, seed: int = 0, codec: str | None = None,
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, device: Device = "auto",
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, device: Device = "auto",
 ) -> Result:  # fmt: skip
     """Continues a recording: writes the prompt's reconstruction and what the model adds.
 
@@ -466,13 +472,22 @@ def music_continue(
         seed: of the draws.
         codec: the codec, if it is no longer where the run says.
         temperature: 0 takes the likeliest code.
-        top_k: draw from this many likeliest codes.
+        top_k: draw from this many likeliest codes; 0 from all.
         top_p: draw from the likeliest codes that hold this much probability.
         device: where to compute.
     """
     from xcodec_lm.tasks.music.continuation import continue_file
 
-    return Result(*continue_file(prompt, run, o, seconds, seed, codec, temperature, top_k, top_p, _device(device)))
+    made = continue_file(
+        prompt, run, seconds, o, seed, codec=codec, device=_device(device),
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    prompt_s = made.prompt_samples / made.sample_rate
+    total_s = made.wav.shape[2] / made.sample_rate
+    return Result(
+        f"{o}: {prompt_s:.2f} s of prompt, {total_s - prompt_s:.2f} s of continuation",
+        {"audio": str(o), "prompt_s": prompt_s, "continuation_s": total_s - prompt_s, "seed": seed},
+    )
 
 
 def demo(out: Path = Path("runs/demo"), corpus: Path | None = None, quick: bool = False, seed: int = 0) -> Result:
@@ -507,8 +522,11 @@ def presets(
         return Result(text.rstrip(), configs.to_dict(configs.load(name, configs.FAMILIES[name.split("/")[0]])))
     target = o or Path(f"{name.split('/')[1]}.yaml")
     if target.exists():
-        raise XcodecLMError(f"{target} exists already", "name another file with --o")
-    target.write_text(text, encoding="utf-8")
+        raise XcodecLMError(f"{target} exists already", "name another file with -o")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {target}: {error.strerror}", "choose another file with -o") from None
     return Result(f"{target}", {"file": str(target)})
 
 

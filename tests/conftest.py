@@ -19,7 +19,7 @@ RATE = 16_000
 def build_tiny_codec(teacher: str, seed: int) -> XCodec:
     """A codec with random weights whose codebooks are seeded normals at the scale of what each layer quantizes."""
     quantizer = QuantizerConfig(n_q=4, codebook_size=64, dim=24, n_q_choices=(1, 2, 4))
-    model = CodecModelConfig(encoder_channels=4, latent_dim=8, decoder_channels=32, quantizer=quantizer)
+    model = CodecModelConfig(encoder_channels=1, latent_dim=8, decoder_channels=16, quantizer=quantizer)
     semantic = SemanticConfig(teacher=teacher, dim=16)
     with quiet_transformers():
         built = None if teacher == "none" else build_teacher(semantic)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-BLOCK = 32_768
+BLOCK = 16_384
 """Numbers that one pass of the CPU form works on; a few such blocks stay in the processor's second-level cache."""
 
 
@@ -40,12 +40,11 @@ class _BlockedSnake(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, alpha)
         out = torch.empty_like(x)
-        double, half = _tiled(alpha)
-        for start, stop in _blocks(x):
-            part, result = _flat(x)[start:stop], _flat(out)[start:stop]
-            scale = half[: stop - start]
-            torch.mul(part, double[: stop - start], out=result).cos_()
-            torch.addcmul(scale, scale, result, value=-1, out=result).add_(part)
+        double, half = _tiled(alpha, x.numel())
+        for part, result in zip(_blocks(x), _blocks(out), strict=True):
+            size = len(part)
+            torch.mul(part, double[:size], out=result).cos_()
+            torch.addcmul(half[:size], half[:size], result, value=-1, out=result).add_(part)
         return out
 
     @staticmethod
@@ -53,11 +52,10 @@ class _BlockedSnake(torch.autograd.Function):
         x, alpha = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
-        double, half = _tiled(alpha)
+        double, half = _tiled(alpha, x.numel())
         moved, rest = torch.zeros_like(double), torch.zeros_like(double)
-        for start, stop in _blocks(x):
-            size = stop - start
-            part, above, result = _flat(x)[start:stop], _flat(grad)[start:stop], _flat(out)[start:stop]
+        for part, above, result in zip(_blocks(x), _blocks(grad), _blocks(out), strict=True):
+            size = len(part)
             angle = part * double[:size]
             torch.sin(angle, out=result).mul_(above)  # above * sin(2 alpha x)
             moved[:size].addcmul_(result, part)
@@ -69,18 +67,13 @@ class _BlockedSnake(torch.autograd.Function):
         return out, grad_alpha.view_as(alpha)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """Channels-last memory in its order, without a copy."""
-    return x.permute(0, 2, 3, 1).view(-1)
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Channels-last memory in its order, without a copy, in blocks of whole (batch, time) positions."""
+    return x.permute(0, 2, 3, 1).view(-1).split(max(1, BLOCK // x.shape[1]) * x.shape[1])
 
 
-def _blocks(x: Tensor) -> list[tuple[int, int]]:
-    size = max(1, BLOCK // x.shape[1]) * x.shape[1]
-    return [(start, min(x.numel(), start + size)) for start in range(0, x.numel(), size)]
-
-
-def _tiled(alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """2 alpha and 1 / (2 alpha), repeated to the length of a block."""
+def _tiled(alpha: Tensor, numbers: int) -> tuple[Tensor, Tensor]:
+    """2 alpha and 1 / (2 alpha), repeated to the length of a block of a tensor of so many numbers."""
     alpha = alpha.detach().view(-1)
-    repeats = max(1, BLOCK // len(alpha))
+    repeats = max(1, min(BLOCK, numbers) // len(alpha))
     return (2 * alpha).repeat(repeats), (0.5 * (alpha + 1e-9).reciprocal()).repeat(repeats)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -106,9 +108,9 @@ def load_checkpoint(
             if file.name.removesuffix(".safetensors") not in modules
         }
         return json.loads((path / "state.json").read_text(encoding="utf-8")), others
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise XcodecLMError(
-            f"{path}: the checkpoint does not fit this run: {error}",
+            f"{path}: the checkpoint does not fit this run, or is damaged: {error}",
             "remove that folder to fall back to the one before it",
         ) from None
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
 
@@ -148,21 +149,20 @@ class Run:
             raise XcodecLMError(f"cannot write {self.folder}: {error.strerror}", "choose another --out") from None
 
     def _check_same_config(self, path: Path) -> None:
-        old, new = configs.to_dict(configs.load(path, type(self.config))), configs.to_dict(self.config)
+        old, new = (
+            _dotted(configs.to_dict(item)) for item in (configs.load(path, type(self.config)), self.config)
+        )
         free = {
-            ("optim", "steps"),
-            ("run", "log_every"),
-            ("run", "eval_every"),
-            ("run", "save_every"),
-            ("run", "keep_checkpoints"),
-            ("run", "track"),
-            ("data", "workers"),
+            "optim.steps",
+            "run.log_every",
+            "run.eval_every",
+            "run.save_every",
+            "run.keep_checkpoints",
+            "run.track",
+            "data.workers",
         }
         changed = [
-            f"{group}.{key}: {old[group].get(key)!r} -> {value!r}"
-            for group, values in new.items()
-            for key, value in values.items()
-            if (group, key) not in free and old[group].get(key) != value
+            f"{key}: {old[key]!r} -> {value!r}" for key, value in new.items() if key not in free and old[key] != value
         ]
         if changed:
             raise XcodecLMError(
@@ -205,7 +205,14 @@ class Run:
             tensors = {name: module.state_dict() for name, module in self._modules.items()}
             tensors |= {f"{name}-average": average.state_dict() for name, average in self._averages.items()}
             keep = self.settings.keep_checkpoints
-            save_checkpoint(self.folder / "checkpoints", step, tensors, self._optimizers, {"world": self.world}, keep)
+            folder, extra = self.folder / "checkpoints", {"world": self.world}
+            try:
+                save_checkpoint(folder, step, tensors, self._optimizers, extra, keep)
+            except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own for a full disk
+                raise XcodecLMError(
+                    f"cannot write the checkpoint of step {step} in {folder}: {error}",
+                    "free disk space; the same command then continues after the checkpoint before it",
+                ) from None
         self.accelerator.wait_for_everyone()
 
     def steps(self, done: int) -> Iterator[int]:
@@ -297,11 +304,11 @@ class Run:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl, oldest first; empty if there is none."""
+    """The rows of a run's metrics.jsonl, oldest first; empty if there is none. A row cut off by a kill is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [row for row, _ in _whole_rows(path)]
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
@@ -339,13 +346,26 @@ def environment(device: torch.device | str) -> dict[str, Any]:
 def _drop_rows_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue  # a row cut off by a kill
+    kept = [line for row, line in _whole_rows(path) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
+
+
+def _whole_rows(path: Path) -> list[tuple[dict[str, float], str]]:
+    """The rows of a metrics.jsonl with their lines, without what a kill cut off."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append((json.loads(line), line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _dotted(group: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested groups as one dictionary with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in group.items():
+        flat |= _dotted(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return flat

@@ -1,0 +1,1 @@
+"""Evaluation: one metric a file, pure functions over arrays."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from xcodec_lm.configs.errors import AudioError
 
 MAX_LEVEL = 1.5
-"""Largest |x| that the guards take for audio in [-1, 1]; inter-sample overshoot stays below it, int16 scale does not."""
+"""Largest |x| that the guards take for audio in [-1, 1]: above inter-sample overshoot, far below int16 scale."""
 
 
 @dataclass(frozen=True)

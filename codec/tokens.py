@@ -83,9 +83,10 @@ class TokenSpec:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> TokenSpec:
         """The spec that `to_dict` wrote."""
-        return TokenSpec(
-            **data | {"codebook_sizes": tuple(data["codebook_sizes"]), "tracks": tuple(data.get("tracks", ("mix",)))}
-        )
+        values = dict(data)
+        values["codebook_sizes"] = tuple(data["codebook_sizes"])
+        values["tracks"] = tuple(data.get("tracks", ("mix",)))
+        return TokenSpec(**values)
 
     def check_same_codec(self, other: TokenSpec, what: str) -> None:
         """Refuses tokens of another codec.
@@ -156,8 +157,8 @@ class AudioTokens:
         if bad.any():
             row, book, frame = bad.nonzero()[0].tolist()
             raise TokenError(
-                f"code {int(self.codes[row, book, frame])} of row {row}, quantizer {book % self.spec.n_q}, frame {frame} "
-                f"is outside 0..{int(sizes[0, book, 0]) - 1}"
+                f"code {int(self.codes[row, book, frame])} of row {row}, quantizer {book % self.spec.n_q}, "
+                f"frame {frame} is outside 0..{int(sizes[0, book, 0]) - 1}"
             )
 
     def take(self, n_q: int) -> AudioTokens:
@@ -225,7 +226,7 @@ class AudioTokens:
         """Reads a `.tokens` file.
 
         Raises:
-            TokenError: not a token file, of a version that this release does not know, or codes that do not fit its spec.
+            TokenError: not a token file, of a version that this release does not know, or with codes that do not fit.
         """
         try:
             with safe_open(path, framework="pt") as file:

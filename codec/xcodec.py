@@ -115,9 +115,8 @@ class XCodec(nn.Module):
 
     def init_for_training(self) -> None:
         """Gives fresh weights the initialisation and the parametrisation that training uses."""
-        if self.config.init_std is not None:
-            init_convolutions(self.acoustic_encoder, self.config.init_std)
-            init_convolutions(self.acoustic_decoder, self.config.init_std)
+        init_convolutions(self.acoustic_encoder, self.config.init_std)
+        init_convolutions(self.acoustic_decoder, self.config.init_std)
         if self.config.weight_norm:
             add_weight_norm(self.acoustic_encoder)
             add_weight_norm(self.acoustic_decoder)
@@ -147,7 +146,7 @@ class XCodec(nn.Module):
         return self._join(acoustic, features)
 
     def forward(self, wav: Tensor, n_q: int) -> TrainingOutput:
-        """One training pass with `n_q` layers; wav is (B, 1, N) with N a whole number of hops."""
+        """One training pass with `n_q` layers, 0 for none; wav is (B, 1, N) with N a whole number of hops."""
         features = self.teacher_features(wav)
         quantized = self.quantizer(self.latents(wav, features), n_q)
         semantic = quantized.commitment.new_zeros(())

@@ -28,7 +28,9 @@ class QuantizerConfig:
     dead_fraction: float = 0.1
     """A code is dead when its average count falls below this fraction of the frames per code."""
     kmeans_iterations: int = 50
-    """Iterations of k-means on the first batch."""
+    """Iterations of k-means on the first quantized batch."""
+    start_step: int = 0
+    """First step that quantizes; before it latents pass as they are, so that k-means meets latents worth dividing."""
     n_q_choices: tuple[int, ...] = (1, 2, 3, 4, 8)
     """Numbers of quantizers from which each training step draws one."""
 
@@ -54,7 +56,7 @@ class CodecModelConfig:
     weight_norm: bool = True
     """Train the acoustic convolutions with weight normalisation; it is folded on export."""
     init_std: float | None = 0.02
-    """Standard deviation of the acoustic convolutions' initial weights; null takes PyTorch's own initialisation."""
+    """Standard deviation of the acoustic convolutions' initial weights; null keeps the variance of signals."""
 
     @property
     def hop_samples(self) -> int:

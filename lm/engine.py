@@ -60,7 +60,7 @@ def generate(
     # The prompt and all that comes after it live in one buffer: bos if there is one, then ids by position.
     lead, block = layout.lead, model.config.block
     ids = torch.empty(rows, lead + total, dtype=torch.int64, device=model.device)
-    if lead:
+    if layout.vocabulary.bos is not None:
         ids[:, 0] = layout.vocabulary.bos
     ids[:, lead : lead + given] = prompt_ids
     ranges = [layout.logit_range(position) for position in range(layout.ids_per_frame)]

@@ -43,7 +43,7 @@ class TokenStore:
         self.codec = _resolve_codec(folder, header.get("codec"))
         self.rows: list[dict[str, Any]] = [{**entry["row"], "frames": entry["frames"]} for entry in entries]
         self._places = [(int(entry["shard"]), int(entry["start"]), int(entry["frames"])) for entry in entries]
-        self._maps: dict[int, np.memmap] = {}
+        self._maps: dict[int, np.ndarray] = {}
 
     @staticmethod
     def open(folder: str | Path) -> TokenStore:

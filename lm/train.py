@@ -15,7 +15,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,12 +87,13 @@ class Windows:
         return self.layout.example(self.layout.pack_frames(stored), 0, self.frames * self.layout.ids_per_frame)
 
 
-def train(config: LMTrainConfig, options: RunOptions) -> Path:
+def train(config: LMTrainConfig, options: RunOptions, label: str = "music") -> Path:
     """Trains a language model, or goes on with it.
 
     Args:
         config: model, data, optimizer, run.
         options: folder, device, resume.
+        label: what the progress line calls it.
 
     Returns:
         The run folder; `model/` in it holds the model, and names the codec whose tokens it speaks.
@@ -102,7 +103,7 @@ def train(config: LMTrainConfig, options: RunOptions) -> Path:
     """
     store = _open_store(config)
     layout = layout_from(config.model.layout, store.spec)
-    with Run(config, options, "music") as run:
+    with Run(config, options, label) as run:
         settings, optim = config.run, config.optim
         data = Windows(store, "train", layout, config.model.block, settings.seed)
         dev = Windows(store, "dev", layout, config.model.block, settings.seed)
@@ -134,7 +135,7 @@ def train(config: LMTrainConfig, options: RunOptions) -> Path:
             groups = [items[i : i + per_micro] for i in range(0, len(items), per_micro)]
             batches = [layout.batch([data.random(item) for item in group]) for group in groups]
             counted = torch.tensor(sum(int((targets != IGNORED).sum()) for _, targets in batches), device=run.device)
-            total = int(run.accelerator.reduce(counted, "sum"))
+            total = int(_over_devices(run, counted))
             for group in optimizer.param_groups:
                 group["lr"] = optim.lr_at(step)
             model.train()
@@ -148,7 +149,8 @@ def train(config: LMTrainConfig, options: RunOptions) -> Path:
                     run.accelerator.backward(loss * (run.world / total))
                 loss_sum += loss.detach()
             norm = run.accelerator.clip_grad_norm_(prepared.parameters(), optim.clip_norm)
-            loss_value = float(run.accelerator.reduce(loss_sum, "sum")) / total
+            norm = torch.zeros(()) if norm is None else norm
+            loss_value = float(_over_devices(run, loss_sum)) / total
             run.check_finite(step, loss_value)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -195,8 +197,8 @@ def evaluate(run: Run, model: GPT, dev: Windows, per_micro: int, most_batches: i
             bits = window_bits(model, dev.layout, inputs, targets)
         is_code = (targets >= 0) & (targets < dev.layout.vocabulary.codes)
         sums += torch.tensor([float(bits.double().sum()), float(is_code.sum())], dtype=torch.float64)
-    sums = run.accelerator.reduce(sums.to(run.device, torch.float32), "sum")
-    return float(sums[0] / sums[1])
+    bits_sum, count = _over_devices(run, sums.to(run.device, torch.float32)).tolist()
+    return bits_sum / count
 
 
 def make_optimizer(model: GPT, config: LMTrainConfig) -> torch.optim.AdamW:
@@ -277,6 +279,11 @@ def _loss(model: torch.nn.Module, batch: Batch, device: torch.device) -> Tensor:
     inputs, targets = (tensor.to(device) for tensor in batch)
     logits = model(inputs).float()  # (B, L, V)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def _over_devices(run: Run, value: Tensor) -> Tensor:
+    """The sum of a tensor over all devices."""
+    return cast(Tensor, run.accelerator.reduce(value, "sum"))
 
 
 def _sync_only_if(run: Run, model: torch.nn.Module, last: bool) -> Any:

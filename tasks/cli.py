@@ -79,8 +79,10 @@ def _run(argv: list[str], quiet: bool, as_json: bool) -> int:
     name, rest = _find_command(argv)
     if name is None:
         return 0
-    # Before torch is first imported, and for worker processes too: its start-up notes are not for users.
+    # Before torch is first imported, and for worker processes too. Its start-up notes are not for users; and threads
+    # that wait by spinning slow a step down several times as soon as another process wants a core.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from xcodec_lm.codec.runtime import progress
 
     progress.set_quiet(quiet)

@@ -1,17 +1,23 @@
 """What tests of several folders share: tiny codecs on disk, short recordings, the command line in process."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from hypothesis import settings
 
 from xcodec_lm.codec.load import save_codec
 from xcodec_lm.codec.runtime import progress
+from xcodec_lm.codec.runtime.memory import keep_freed_memory
 from xcodec_lm.codec.semantic import build_teacher, quiet_transformers
 from xcodec_lm.codec.xcodec import XCodec
 from xcodec_lm.configs.codec import CodecModelConfig, QuantizerConfig, SemanticConfig
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and results then do not depend on the machine
+keep_freed_memory()  # as training does; halves the time of long recordings
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 RATE = 16_000
 

@@ -29,7 +29,7 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)} line {node.lineno}: relative import"
+            assert node.level == 0 and node.module, f"{name_of(path)} line {node.lineno}: relative import"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -112,7 +112,9 @@ def test_only_the_agreed_folders_hold_code():
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_plain_import_from_the_checkout_is_refused_with_the_right_name(layer):
-    done = subprocess.run([sys.executable, "-c", f"import {layer}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {layer}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "ImportError" in done.stderr.splitlines()[-1] and f"xcodec_lm.{layer}" in done.stderr.splitlines()[-1]
 

@@ -196,18 +196,31 @@ class Decoder(nn.Module):
         return widest
 
 
-def init_convolutions(module: nn.Module, std: float) -> None:
-    """DAC's initialisation: truncated normal weights, zero biases.
+def init_convolutions(module: nn.Module, std: float | None) -> None:
+    """Initial weights and zero biases of every convolution.
 
     Args:
-        module: whose convolutions are initialised; transposed ones keep PyTorch's own.
-        std: standard deviation.
+        module: whose convolutions are initialised.
+        std: of DAC's truncated normals; transposed convolutions then keep PyTorch's own. None keeps the variance of
+            signals instead: Snake bends only signals near 1 / alpha, and a narrow stack shrinks them with small weights.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv1d):
+        if not isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):
+            continue
+        if std is None:
+            taps = layer.kernel_size[0] / (layer.stride[0] if isinstance(layer, nn.ConvTranspose1d) else 1)
+            nn.init.normal_(layer.weight, std=(layer.in_channels * taps) ** -0.5)
+        elif isinstance(layer, nn.Conv1d):
             nn.init.trunc_normal_(layer.weight, std=std)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        if layer.bias is not None and (std is None or isinstance(layer, nn.Conv1d)):
+            nn.init.zeros_(layer.bias)
+    if std is None:
+        with torch.no_grad():
+            for unit in module.modules():
+                if isinstance(unit, ResidualUnit):
+                    unit.conv2.weight *= 0.3  # three units a block would otherwise double the signal
+                elif isinstance(unit, Decoder):
+                    unit.conv2.weight *= 0.05  # waveforms lie well within [-1, 1]
 
 
 def add_weight_norm(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -149,9 +149,7 @@ class Run:
             raise XcodecLMError(f"cannot write {self.folder}: {error.strerror}", "choose another --out") from None
 
     def _check_same_config(self, path: Path) -> None:
-        old, new = (
-            _dotted(configs.to_dict(item)) for item in (configs.load(path, type(self.config)), self.config)
-        )
+        old, new = (_dotted(configs.to_dict(item)) for item in (configs.load(path, type(self.config)), self.config))
         free = {
             "optim.steps",
             "run.log_every",
@@ -281,7 +279,7 @@ class Run:
         if self.world == 1:
             return metrics
         values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
-        values = self.accelerator.reduce(values, reduction="mean")
+        values = cast(torch.Tensor, self.accelerator.reduce(values, reduction="mean"))
         return dict(zip(metrics, values.tolist(), strict=True))
 
     def check_finite(self, step: int, loss: float) -> None:

@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,7 +33,8 @@ def measure(device: str, batch: int, tokens: int, uncached_tokens: int, repeats:
     config = LayoutConfig("first", specials="none")
     layout = layout_from(config, TokenSpec("bench", 16_000, 16_000, 320, (1024,)))
     model = GPT(GPTConfig(layers=12, heads=12, dim=768, block=1024, layout=config), 1024).to(device).eval()
-    theirs = model.to_transformers().to(device)
+    theirs: Any = model.to_transformers()
+    theirs.to(device)
     theirs.generation_config.pad_token_id = 0
     model.order_for_decoding()  # as a model that was loaded is
     prompt = torch.randint(0, 1024, (batch, PROMPT), device=device)

@@ -1,4 +1,5 @@
 """Audio files and the guards before an encoder."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
 """Seeded order, checkpoints, averages, runs and their resumption, progress, several processes."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import json
 import os
@@ -339,7 +340,7 @@ def test_resume_never_refuses_a_run_that_is_there(tmp_path):
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(XcodecLMError, match="cannot write .*file/run") as caught:
+    with pytest.raises(XcodecLMError, match=r"cannot write .*file/run") as caught:
         train(config_of(), tmp_path / "file" / "run")
     assert "--out" in caught.value.hint
 
@@ -365,7 +366,10 @@ def test_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkeypa
 
 def test_devices_that_are_not_there_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(XcodecLMError, match="no CUDA device"), Run(config_of(), RunOptions(tmp_path, device="cuda"), ""):
+    with (
+        pytest.raises(XcodecLMError, match="no CUDA device"),
+        Run(config_of(), RunOptions(tmp_path, device="cuda"), ""),
+    ):
         pass
     with pytest.raises(UsageError, match="--device must be"), Run(config_of(), RunOptions(tmp_path, device="tpu"), ""):
         pass
@@ -420,7 +424,7 @@ def test_ctrl_c_belongs_to_the_caller_again_after_an_error_in_a_step(tmp_path):
 def test_loss_that_is_no_number_stops_the_run(tmp_path, loss):
     with Run(config_of(), RunOptions(tmp_path, device="cpu"), "toy") as run:
         run.check_finite(3, 1.0)
-        with pytest.raises(XcodecLMError, match="the loss of step 4 is (nan|inf)"):
+        with pytest.raises(XcodecLMError, match=r"the loss of step 4 is (nan|inf)"):
             run.check_finite(3, loss)
 
 
@@ -474,7 +478,11 @@ def test_no_line_before_its_time(monkeypatch, capsys):
             now[0] += 1.0
             shown.update(done)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["codec: 30/100, about 1 min 10 s left", "codec: 60/100, about 40 s left", "codec: 90/100, about 10 s left"]
+    assert lines == [
+        "codec: 30/100, about 1 min 10 s left",
+        "codec: 60/100, about 40 s left",
+        "codec: 90/100, about 10 s left",
+    ]
 
 
 def test_quiet_silences_notes_and_progress(plain, capsys):

@@ -1,4 +1,5 @@
 """The token interface: specs, batches of tokens, and their files."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import json
 from dataclasses import replace

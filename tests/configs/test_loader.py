@@ -1,4 +1,5 @@
 """The loader: what it reads, and that every mistake is named with its place and the nearest right key."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import subprocess
 import sys

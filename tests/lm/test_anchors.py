@@ -1,5 +1,7 @@
 """Anchors and bits per token: proper distributions, equal tokens for all, and no token counted twice."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from xcodec_lm.lm.layouts import layout_from
 SPEC = TokenSpec("toy", 16_000, 16_000, 320, (6, 6, 6))
 
 
-def make_layout(n_q=2, ids="offset", specials="standard"):
+def make_layout(n_q=2, ids: Any = "offset", specials: Any = "standard"):
     return layout_from(LayoutConfig("first" if n_q == 1 else "flatten", n_q, ids, specials), SPEC)
 
 
@@ -45,9 +47,13 @@ def recordings(count=8, frames=60, seed=0):
     return result
 
 
-@pytest.mark.parametrize("kind", [UnigramModel, BigramModel])
+def frame_bigram(layout):
+    return BigramModel(layout, lag=layout.ids_per_frame)
+
+
+@pytest.mark.parametrize("kind", [UnigramModel, BigramModel, frame_bigram])
 @pytest.mark.parametrize("ids", ["offset", "shared"])
-@pytest.mark.parametrize("train", [0, 1, 8])
+@pytest.mark.parametrize("train", [0, 1, 8, 12])
 def test_probabilities_of_a_position_sum_to_one(kind, ids, train):
     layout = make_layout(3, ids)
     anchor = kind(layout).fit([layout.pack(codes)[:30] for codes in recordings(train)])
@@ -82,6 +88,24 @@ def test_unigrams_of_shared_ids_are_kept_apart_by_codebook():
     assert mean_bits(UnigramModel(layout).fit([layout.pack(codes[0])]), codes) < 0.15
 
 
+def test_a_frame_bigram_sees_the_same_codebook_one_frame_before():
+    layout = make_layout(3)
+    train = [layout.pack(codes) for codes in recordings(20)]
+    ordinary, frame = BigramModel(layout).fit(train), BigramModel(layout, lag=3).fit(train)
+    held_out = layout.pack(recordings(1, frames=600, seed=9)[0])
+    by_book = [anchor.bits(held_out).reshape(-1, 3).mean(0) for anchor in (ordinary, frame)]
+    assert by_book[1][0] < by_book[0][0] - 1  # the code before it in the sequence is noise
+    assert by_book[0][1] < 0.1 < by_book[1][1]  # here it decides everything
+
+
+def test_a_bigram_of_few_tokens_is_no_worse_than_its_unigram():
+    layout = layout_from(LayoutConfig("first", 1), TokenSpec("toy", 16_000, 16_000, 320, (64,)))
+    rng = np.random.default_rng(0)
+    noise = [torch.from_numpy(rng.integers(0, 64, (1, 60))) for _ in range(30)]  # order means nothing
+    bigram = BigramModel(layout).fit([layout.pack(codes) for codes in noise[:20]])
+    assert mean_bits(bigram, noise[20:]) < mean_bits(bigram.unigram, noise[20:]) + 0.02
+
+
 def test_a_bigram_of_pairs_never_seen_is_no_worse_than_its_unigram():
     layout = make_layout(1)
     anchor = BigramModel(layout).fit([torch.tensor([0, 1, 2, 3, 4])])
@@ -89,7 +113,7 @@ def test_a_bigram_of_pairs_never_seen_is_no_worse_than_its_unigram():
     np.testing.assert_allclose(anchor.bits(ids), anchor.unigram.bits(ids))
 
 
-@pytest.mark.parametrize("kind", [UnigramModel, BigramModel])
+@pytest.mark.parametrize("kind", [UnigramModel, BigramModel, frame_bigram])
 def test_samples_are_codes_with_the_fitted_statistics(kind):
     layout = make_layout(3)
     train = [layout.pack(codes) for codes in recordings(20)]

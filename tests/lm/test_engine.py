@@ -1,5 +1,7 @@
 """Decoding with a cache gives what decoding without one gives, at any length, and only codes of their place."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from xcodec_lm.lm.sampling import Sampling, draw
 SPEC = TokenSpec("toy", 16_000, 16_000, 320, (16, 16, 16, 16))
 
 
-def make(specials, n_q=2, ids="offset", block=24):
+def make(specials, n_q=2, ids: Any = "offset", block=24):
     config = LayoutConfig("first" if n_q == 1 else "flatten", n_q, ids, specials)
     layout = layout_from(config, SPEC)
     torch.manual_seed(1)

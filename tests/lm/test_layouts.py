@@ -1,5 +1,7 @@
 """Layouts: pack and unpack are inverse, ids stay in their ranges, windows predict what they should."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from xcodec_lm.configs.lm import LayoutConfig
 from xcodec_lm.lm.layouts import IGNORED, layout_from
 
 
-def make(n_q=4, ids="offset", specials="standard", sizes=(1024,) * 8, tracks=("mix",)):
+def make(n_q=4, ids: Any = "offset", specials: Any = "standard", sizes=(1024,) * 8, tracks=("mix",)):
     config = LayoutConfig("first" if n_q == 1 else "flatten", n_q, ids, specials)
     return layout_from(config, TokenSpec("toy", 16_000, 16_000, 320, sizes, tracks))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def make_store(folder, documents=12, frames=70, codec=None):
     return folder
 
 
-def make_config(tokens, steps=6, dropout=0.1, specials="standard", **optim):
+def make_config(tokens, steps=6, dropout=0.1, specials: Any = "standard", **optim):
     return LMTrainConfig(
         model=GPTConfig(
             layers=1, heads=2, dim=32, block=32, dropout=dropout, layout=LayoutConfig("flatten", 2, specials=specials)
@@ -179,7 +180,8 @@ def test_windows_begin_with_a_frame_and_stay_in_their_recording(store):
 def test_validation_predicts_every_code_of_the_split_once(store):
     tokens = TokenStore.open(store)
     total = sum(2 * tokens.rows[index]["frames"] for index in tokens.split("dev"))
-    for specials, missing in (("standard", 0), ("none", len(tokens.split("dev")))):
+    cases: Any = (("standard", 0), ("none", len(tokens.split("dev"))))
+    for specials, missing in cases:
         layout = layout_from(LayoutConfig("flatten", 2, specials=specials), SPEC)
         dev = Windows(tokens, "dev", layout, 32, 0)
         targets = torch.cat([dev.fixed(slot)[1] for slot in range(len(dev))])

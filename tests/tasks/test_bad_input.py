@@ -1,7 +1,9 @@
 """Bad and odd input, each by command and by API: refused with a message, converted and said, or accepted."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,7 +166,6 @@ def with_value(value):
         (with_value(20_000.0), "row 1: samples reach 20000"),
         ((10_000 * torch.ones(1, 1, 640)).to(torch.int16), "floating-point tensor, got torch.int16"),
         (torch.zeros(640), "must have shape"),
-        (np.zeros((1, 1, 640), dtype=np.float32), "got ndarray"),
     ],
 )
 def test_api_refuses_bad_arrays(codec_folder, music, wav, said):
@@ -256,7 +257,9 @@ def test_training_goes_on_only_with_the_store_it_was_begun_with(cli, music, tmp_
     code, _, err = cli(*train_arguments(music, "other-store"), "--optim.steps", 3)
     assert code == 1 and "another configuration" in err and "data.tokens" in err
     # The same name, but the folder behind it was replaced.
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(music / "store"), str(tmp_path / "store")))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace(str(music / "store"), str(tmp_path / "store"))
+    )
     code, _, err = cli(*train_arguments(tmp_path), "--optim.steps", 3)
     assert code == 1 and "is not the token store that" in err and str(tmp_path / "store") in err
 
@@ -293,7 +296,9 @@ def test_decoding_refuses_what_is_no_token_file(cli, twin_folder, tmp_path, cont
 def test_decoding_refuses_codes_out_of_range(twin_folder):
     codec = load_codec(twin_folder)
     tokens = codec.encode(torch.zeros(1, 1, 640))
-    tokens.codes[0, 2, 1] = 64
+    codes = tokens.codes.clone()
+    codes[0, 2, 1] = 64
+    tokens = replace(tokens, codes=codes)
     with pytest.raises(TokenError, match=r"code 64 of row 0, quantizer 2, frame 1 is outside 0\.\.63"):
         codec.decode(tokens)
 
@@ -362,10 +367,11 @@ def test_api_takes_one_sample_alone_and_beside_others(codec_folder):
     assert lengths.tolist() == [1, 1000] and not decoded[0, :, 1:].any()
 
 
-def test_a_prompt_of_one_sample_is_no_frame_to_continue(cli, tmp_path, music):
+def test_a_prompt_of_one_sample_is_one_frame(cli, tmp_path, music):
     sf.write(tmp_path / "a.wav", [0.25], RATE)
-    code, _, err = cli("music", "continue", tmp_path / "a.wav", "--run", music / "run", "-o", tmp_path / "o.wav")
-    assert code in (0, 1) and "Traceback" not in err and "internal" not in err
+    arguments = ["music", "continue", tmp_path / "a.wav", "--run", music / "run", "--seconds", 0.1]
+    assert cli(*arguments, "-o", tmp_path / "o.wav")[0] == 0
+    assert sf.info(tmp_path / "o.wav").frames == 320 + 1600
 
 
 # ------------------------------------------------------------------ accepted: ten minutes

@@ -1,4 +1,5 @@
 """The command line: finding commands, exit codes, options, and what the commands around a codec print and write."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import json
 import os

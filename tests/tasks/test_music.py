@@ -1,6 +1,7 @@
 """Music continuation with a small stand-in for a codec: what comes out, what is checked, what is said."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import soundfile as sf
@@ -118,7 +119,8 @@ def test_one_codebook_is_decoded_as_one(tmp_path):
 def test_greedy_and_filters_reach_the_sampler(run):
     music = load_music(run, LevelCodec())
     greedy = music.continue_(prompt(), 0.2, seed=1, temperature=0).tokens.codes
-    for values in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}):
+    cases: list[dict[str, Any]] = [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}]
+    for values in cases:
         assert torch.equal(music.continue_(prompt(), 0.2, seed=2, **values).tokens.codes, greedy)
 
 

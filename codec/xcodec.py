@@ -146,7 +146,7 @@ class XCodec(nn.Module):
         return self._join(acoustic, features)
 
     def forward(self, wav: Tensor, n_q: int) -> TrainingOutput:
-        """One training pass with `n_q` layers, 0 for none; wav is (B, 1, N) with N a whole number of hops."""
+        """One training pass with `n_q` layers; wav is (B, 1, N) with N a whole number of hops."""
         features = self.teacher_features(wav)
         quantized = self.quantizer(self.latents(wav, features), n_q)
         semantic = quantized.commitment.new_zeros(())
@@ -232,8 +232,8 @@ class XCodec(nn.Module):
             tokens: of this codec, any number of its layers.
 
         Returns:
-            wav (B, 1, N) at `spec.output_sample_rate`, zero beyond each row's length, and lengths (B,) in samples: those
-            of the audio that was encoded where the tokens know them.
+            wav (B, 1, N) at `spec.output_sample_rate`, zero beyond each row's length, and lengths (B,) in samples:
+            those of the audio that was encoded where the tokens know them.
 
         Raises:
             TokenError: tokens of another codec, or codes out of range.
@@ -286,7 +286,7 @@ class XCodec(nn.Module):
         return None
 
     def _latents_in_chunks(self, wav: Tensor) -> Tensor:
-        """Latents of (B, 1, N); long audio passes through the acoustic encoder in chunks whose halo makes them exact."""
+        """Latents of (B, 1, N); long audio passes the acoustic encoder in chunks whose halo makes them exact."""
         hop = self.config.hop_samples
         plan = self._plan(wav.shape[2])
         if plan is None:

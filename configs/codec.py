@@ -28,9 +28,7 @@ class QuantizerConfig:
     dead_fraction: float = 0.1
     """A code is dead when its average count falls below this fraction of the frames per code."""
     kmeans_iterations: int = 50
-    """Iterations of k-means on the first quantized batch."""
-    start_step: int = 0
-    """First step that quantizes; before it latents pass as they are, so that k-means meets latents worth dividing."""
+    """Iterations of k-means on the first batch."""
     n_q_choices: tuple[int, ...] = (1, 2, 3, 4, 8)
     """Numbers of quantizers from which each training step draws one."""
 

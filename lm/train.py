@@ -258,6 +258,11 @@ def describe(config: LMTrainConfig, spec: TokenSpec | None = None, world: int = 
     }
 
 
+def dry_run(config: LMTrainConfig) -> str:
+    """What a run of this configuration would need on one device, without making it."""
+    return summary(describe(config))
+
+
 def summary(facts: dict[str, Any]) -> str:
     """The facts of `describe` as a few lines of text."""
     codec = facts["codec"] + (" (assumed: data.tokens is not set)" if facts["codec_assumed"] else "")

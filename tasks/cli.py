@@ -25,6 +25,7 @@ from xcodec_lm import configs
 from xcodec_lm.configs.errors import ConfigError, PartialError, UsageError, XcodecLMError
 
 Device = Literal["auto", "cpu", "cuda"]
+OutFile = Annotated[Path, arg(aliases=("-o",))]
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,10 @@ def _run(argv: list[str], quiet: bool, as_json: bool) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from xcodec_lm.codec.runtime import progress
+    from xcodec_lm.codec.runtime.memory import keep_freed_memory
 
     progress.set_quiet(quiet)
+    keep_freed_memory()
     command = COMMANDS[name]
     try:
         result = command.run(rest)
@@ -186,7 +189,7 @@ def _train(noun: str, family: str, argv: list[str]) -> Result | int:
     config = replace(config, run=replace(config.run, **overrides))
     module = importlib.import_module(f"xcodec_lm.{'codec' if noun == 'codec' else 'lm'}.train")
     if flags.dry_run:
-        text = module.dry_run(config) if noun == "codec" else module.summary(module.describe(config))
+        text = module.dry_run(config)
         return Result(text, {"description": text})
     from xcodec_lm.codec.runtime.launch import relaunch
     from xcodec_lm.codec.runtime.run import RunOptions
@@ -242,14 +245,14 @@ def music_train(argv: list[str]) -> Result | int:
 
 
 def codec_encode(
-    audio: Positional[Path], /, codec: str, o: Path, n_q: int | None = None, device: Device = "auto"
+    audio: Positional[Path], /, codec: str, out: OutFile, n_q: int | None = None, device: Device = "auto"
 ) -> Result:
     """Encodes an audio file of any rate, channel count and format into a .tokens file.
 
     Args:
         audio: the recording.
         codec: run folder, model folder or hub id.
-        o: the .tokens file to write.
+        out: the .tokens file to write.
         n_q: layers to keep; all by default.
         device: where to compute.
     """
@@ -259,25 +262,25 @@ def codec_encode(
     recording = load_audio(audio, model.spec.sample_rate)
     _say_conversions(audio, recording.conversions)
     tokens = model.encode(recording.wav[None].to(model.device), n_q=n_q)
-    tokens.save(o)
+    tokens.save(out)
     seconds = recording.wav.shape[1] / recording.sample_rate
     spec = tokens.spec
     return Result(
-        f"{o}: {int(tokens.lengths[0])} frames x {spec.n_q} codes for {seconds:.2f} s, {spec.bitrate_kbps:.2f} kbps",
-        {"tokens": str(o), "frames": int(tokens.lengths[0]), "n_q": spec.n_q, "seconds": seconds,
+        f"{out}: {int(tokens.lengths[0])} frames x {spec.n_q} codes for {seconds:.2f} s, {spec.bitrate_kbps:.2f} kbps",
+        {"tokens": str(out), "frames": int(tokens.lengths[0]), "n_q": spec.n_q, "seconds": seconds,
          "conversions": list(recording.conversions), "fingerprint": spec.fingerprint},
     )  # fmt: skip
 
 
 def codec_decode(
-    tokens: Positional[Path], /, codec: str, o: Path, n_q: int | None = None, device: Device = "auto"
+    tokens: Positional[Path], /, codec: str, out: OutFile, n_q: int | None = None, device: Device = "auto"
 ) -> Result:
     """Decodes a .tokens file into audio.
 
     Args:
         tokens: the .tokens file.
         codec: the codec that made it; another one is refused.
-        o: the audio file to write; its ending names the format.
+        out: the audio file to write; its ending names the format.
         n_q: layers to use; all that the file has by default.
         device: where to compute.
     """
@@ -287,11 +290,11 @@ def codec_decode(
     stored = AudioTokens.load(tokens)
     model = _load_codec(codec, device, decode_only=True)
     wav, lengths = model.decode(stored if n_q is None else stored.take(n_q))
-    clipped = save_audio(o, wav[0, :, : int(lengths[0])], model.spec.output_sample_rate)
+    clipped = save_audio(out, wav[0, :, : int(lengths[0])], model.spec.output_sample_rate)
     if clipped:
-        _note(f"{o}: {clipped} samples beyond full scale were clipped")
+        _note(f"{out}: {clipped} samples beyond full scale were clipped")
     seconds = int(lengths[0]) / model.spec.output_sample_rate
-    return Result(f"{o}: {seconds:.2f} s", {"audio": str(o), "seconds": seconds, "clipped": clipped})
+    return Result(f"{out}: {seconds:.2f} s", {"audio": str(out), "seconds": seconds, "clipped": clipped})
 
 
 def codec_info(codec: Positional[str], /, verify: bool = False) -> Result:
@@ -364,7 +367,7 @@ def codec_eval(
 def data_scan(
     folder: Positional[Path],
     /,
-    o: Path,
+    out: OutFile,
     dev: float = 0.05,
     test: float = 0.05,
     split_by: Literal["file", "folder"] = "file",
@@ -373,20 +376,20 @@ def data_scan(
 
     Args:
         folder: searched with its subfolders.
-        o: the manifest to write (.jsonl).
+        out: the manifest to write (.jsonl).
         dev: fraction of recordings for validation.
         test: fraction for testing.
         split_by: keep files, or whole folders (one speaker or piece each), in one split.
     """
     from xcodec_lm.tasks.data.scan import scan
 
-    found = scan(folder, o, dev=dev, test=test, split_by=split_by)
+    found = scan(folder, out, dev=dev, test=test, split_by=split_by)
     for path, why in found.unreadable.items():
         _note(f"{path}: {why}")
     result = Result(
-        f"{o}: {len(found.rows)} recordings, {found.duration_s / 60:.1f} min",
+        f"{out}: {len(found.rows)} recordings, {found.duration_s / 60:.1f} min",
         {
-            "manifest": str(o),
+            "manifest": str(out),
             "recordings": len(found.rows),
             "seconds": found.duration_s,
             "unreadable": found.unreadable,
@@ -461,7 +464,7 @@ def data_tokenize(
 
 
 def music_continue(
-    prompt: Positional[Path], /, run: str, o: Path, seconds: float = 30.0, seed: int = 0, codec: str | None = None,
+    prompt: Positional[Path], /, run: str, out: OutFile, seconds: float = 30.0, seed: int = 0, codec: str | None = None,
     temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, device: Device = "auto",
 ) -> Result:  # fmt: skip
     """Continues a recording: writes the prompt's reconstruction and what the model adds.
@@ -469,7 +472,7 @@ def music_continue(
     Args:
         prompt: the beginning, an audio file.
         run: run folder of the language model.
-        o: the audio file to write.
+        out: the audio file to write.
         seconds: how much to add.
         seed: of the draws.
         codec: the codec, if it is no longer where the run says.
@@ -481,14 +484,14 @@ def music_continue(
     from xcodec_lm.tasks.music.continuation import continue_file
 
     made = continue_file(
-        prompt, run, seconds, o, seed, codec=codec, device=_device(device),
+        prompt, run, seconds, out, seed, codec=codec, device=_device(device),
         temperature=temperature, top_k=top_k, top_p=top_p,
     )  # fmt: skip
     prompt_s = made.prompt_samples / made.sample_rate
     total_s = made.wav.shape[2] / made.sample_rate
     return Result(
-        f"{o}: {prompt_s:.2f} s of prompt, {total_s - prompt_s:.2f} s of continuation",
-        {"audio": str(o), "prompt_s": prompt_s, "continuation_s": total_s - prompt_s, "seed": seed},
+        f"{out}: {prompt_s:.2f} s of prompt, {total_s - prompt_s:.2f} s of continuation",
+        {"audio": str(out), "prompt_s": prompt_s, "continuation_s": total_s - prompt_s, "seed": seed},
     )
 
 
@@ -508,21 +511,23 @@ def demo(out: Path = Path("runs/demo"), corpus: Path | None = None, quick: bool 
 
 
 def presets(
-    action: Positional[Literal["ls", "show", "cp"]] = "ls", name: Positional[str] = "", o: Path | None = None
+    action: Positional[Literal["ls", "show", "cp"]] = "ls",
+    name: Positional[str] = "",
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None,
 ) -> Result:
     """Lists presets, shows one, or copies one to a file to edit.
 
     Args:
         action: ls, show or cp.
         name: the preset, as family/size.
-        o: where cp writes; default SIZE.yaml.
+        out: where cp writes; default SIZE.yaml.
     """
     if action == "ls":
         return Result("\n".join(configs.presets()), configs.presets())
     text = configs.preset_text(name)
     if action == "show":
         return Result(text.rstrip(), configs.to_dict(configs.load(name, configs.FAMILIES[name.split("/")[0]])))
-    target = o or Path(f"{name.split('/')[1]}.yaml")
+    target = out or Path(f"{name.split('/')[1]}.yaml")
     if target.exists():
         raise XcodecLMError(f"{target} exists already", "name another file with -o")
     try:
@@ -572,9 +577,8 @@ class Command:
         """Parses the arguments and runs the function."""
         if self.parses:
             return self.function(argv)
-        words = [{"-o": "--o"}.get(word, word) for word in argv]
         name = next(key for key, value in COMMANDS.items() if value is self)
-        return tyro.cli(self.function, args=words, prog=f"xcodec-lm {name}")
+        return tyro.cli(self.function, args=argv, prog=f"xcodec-lm {name}")
 
 
 COMMANDS: dict[str, Command] = {

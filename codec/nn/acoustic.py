@@ -202,7 +202,7 @@ def init_convolutions(module: nn.Module, std: float | None) -> None:
     Args:
         module: whose convolutions are initialised.
         std: of DAC's truncated normals; transposed convolutions then keep PyTorch's own. None keeps the variance of
-            signals instead: Snake bends only signals near 1 / alpha, and a narrow stack shrinks them with small weights.
+            signals instead, which narrow stacks need: small weights shrink a signal until Snake no longer bends it.
     """
     for layer in module.modules():
         if not isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d)):

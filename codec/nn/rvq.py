@@ -125,11 +125,8 @@ class ResidualVectorQuantizer(nn.Module):
 
         Args:
             latents: (B, D, T), computed in fp32 whatever the autocast.
-            n_q: layers used; 0 lets the latents pass.
+            n_q: layers used.
         """
-        if n_q == 0:
-            empty = torch.empty(len(latents), 0, latents.shape[2], dtype=torch.int64, device=latents.device)
-            return QuantizerOutput(latents, empty, latents.new_zeros(()))
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             flat = latents.permute(0, 2, 1).reshape(-1, latents.shape[1])  # (B*T, D)

@@ -32,7 +32,7 @@ class _BlockedSnake(torch.autograd.Function):
     """Snake on channels-last memory, block by block.
 
     Written as usual it is a dozen passes over memory, which cost more than the convolutions around it. Here each block
-    is finished while it is in the cache, and only the input is kept for the gradient. Uses sin^2(u) = (1 - cos(2u)) / 2.
+    is finished while it is in the cache, and only the input is kept for the gradient. sin^2(u) is (1 - cos(2u)) / 2.
     """
 
     @staticmethod

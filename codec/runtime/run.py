@@ -7,6 +7,7 @@ A trainer opens a `Run`, gives it what must survive (`track_state`), and iterate
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -243,6 +244,7 @@ class Run:
                     yield step
                     finished = step + 1
                     progress.update(finished, "  ".join(f"{k} {v:.4g}" for k, v in self._last_metrics.items()))
+                    self._interrupted = self._any_process(self._interrupted)
                     if self._interrupted or finished == last or finished % self.settings.save_every == 0:
                         self.save_checkpoint(finished)
                     if self._interrupted:
@@ -253,6 +255,12 @@ class Run:
         finally:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
+
+    def _any_process(self, flag: bool) -> bool:
+        """Whether a flag is set on any process, so that all of them stop at the same step."""
+        if self.world == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.device), reduction="sum") > 0)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens after this step."""
@@ -318,14 +326,12 @@ def environment(device: torch.device | str) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    here = Path(__file__).resolve().parent
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False
-        )
-        revision = git.stdout.strip() or None
-    except OSError:
-        revision = None
+    root = Path(__file__).resolve().parents[2]
+    revision = None
+    if (root / ".git").exists():  # a checkout, not a package inside somebody else's repository
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+            revision = git.stdout.strip() or None
     name = (
         torch.cuda.get_device_name()
         if torch.device(device).type == "cuda"

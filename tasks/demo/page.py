@@ -12,7 +12,20 @@ from xcodec_lm.codec.semantic import UNTRAINED_NOTICE, is_untrained
 from xcodec_lm.configs import CodecTrainConfig
 from xcodec_lm.tasks.demo.scores import PIECES_FOR_A_VERDICT, SHOWN, Excerpt, Scores
 from xcodec_lm.tasks.report import (
-    Bars, Column, Commands, Curves, Empty, KeyValues, Note, Player, PlayerRow, Players, Report, Section, Table, Text,
+    Bars,
+    Column,
+    Commands,
+    Curves,
+    Empty,
+    KeyValues,
+    Note,
+    Player,
+    PlayerRow,
+    Players,
+    Report,
+    Section,
+    Table,
+    Text,
     render,
 )  # fmt: skip
 
@@ -105,16 +118,14 @@ def listening(scores: Scores) -> Section:
         items.append(Player("continuation", made["language model"], rate, shade_until_s=scores.prompt_s))
         rows.append(PlayerRow(excerpt.name, items))
         others = [name for name in made if name not in ("language model", "silence", "codec, real tokens")]
-        extra.append(
-            PlayerRow(excerpt.name, [Player(n, made[n], rate, shade_until_s=scores.prompt_s) for n in others])
-        )
+        extra.append(PlayerRow(excerpt.name, [Player(n, made[n], rate, shade_until_s=scores.prompt_s) for n in others]))
     return Section(
         "Listening",
         [
             Players(rows, "Held-out excerpts: prompt, original, reconstructions, and the model's continuation"),
             Players(extra, "The same prompts continued by the anchors"),
         ],
-        intro=f"Shaded: the prompt, as the codec reconstructs it with the {scores.n_q} codebooks that the model speaks.",
+        intro=f"Shaded: the prompt as the codec reconstructs it with the {scores.n_q} codebooks that the model speaks.",
     )
 
 

@@ -7,9 +7,10 @@ Steps are fixed, never stopped by the clock. A second call continues where the f
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Size:
 FULL = Size("tiny", music_clips=60, clip_s=12.0, excerpts=16)
 QUICK = Size("quick", music_clips=12, clip_s=6.0, excerpts=2)
 PROMPT_S, CONTINUATION_S = 2.0, 4.0
+SOUND_CLIPS = 4
 
 
 def run_demo(out: Path, corpus: Path | None = None, quick: bool = False, seed: int = 0) -> Path:
@@ -63,54 +65,47 @@ def run_demo(out: Path, corpus: Path | None = None, quick: bool = False, seed: i
     """
     size = QUICK if quick else FULL
     stages = Stages(total=5)
-    if corpus is None:
-        with_stage = stages.begin("making a synthetic corpus")
-        made = synth(out / "corpus", seed=seed, music_clips=size.music_clips, sound_clips=4, clip_s=size.clip_s)
-        manifest, origin = made.music, "synthetic music, made by xcodec-lm data synth"
-        commands = [f"xcodec-lm data synth {shlex.quote(str(out / 'corpus'))} --seed {seed} --music-clips {size.music_clips} --sound-clips 4 --clip-s {size.clip_s:g}"]
-    else:
-        with_stage = stages.begin("reading the corpus")
-        manifest, origin, commands = corpus, f"recordings of {corpus.name}", []
-    held_out_split(manifest)
-    with_stage()
+    commands = []
+    with stages.next("making a synthetic corpus" if corpus is None else "reading the corpus"):
+        if corpus is None:
+            clips = {"music_clips": size.music_clips, "sound_clips": SOUND_CLIPS, "clip_s": size.clip_s}
+            manifest = synth(out / "corpus", seed=seed, **clips).music
+            origin = "synthetic music, made by `xcodec-lm data synth`"
+            flags = [f"--{key.replace('_', '-')}={value:g}" for key, value in clips.items()]
+            commands.append(command("data", "synth", out / "corpus", f"--seed={seed}", *flags))
+        else:
+            manifest, origin = corpus, f"the recordings of {corpus.name}"
+        split = held_out_split(manifest)
 
-    with_stage = stages.begin("training the codec")
-    codec_config = configs.load(
-        f"xcodec/{size.preset}", CodecTrainConfig, {"data.manifests": [str(manifest)], "run.seed": seed}
-    )
-    commands.append(
-        f"xcodec-lm codec train xcodec/{size.preset} --data.manifests {shlex.quote(str(manifest))} --seed {seed} "
-        f"--device cpu --out {shlex.quote(str(out / 'codec'))}"
-    )
-    # On a CPU wherever it runs, so that the same command gives the same demo.
-    train_codec(codec_config, RunOptions(out / "codec", command=commands[-1], device="cpu"))
-    codec = load_codec(out / "codec")
-    with_stage()
+    with stages.next("training the codec"):
+        data = {"data.manifests": [str(manifest)], "run.seed": seed}
+        preset, folder = f"xcodec/{size.preset}", out / "codec"
+        settings = ["--data.manifests", manifest, "--seed", seed, "--device", "cpu", "--out", folder]
+        commands.append(command("codec", "train", preset, *settings))
+        # On a CPU wherever it runs, so that the same command gives the same demo.
+        options = RunOptions(folder, command=commands[-1], device="cpu")
+        train_codec(configs.load(preset, CodecTrainConfig, data), options)
 
-    with_stage = stages.begin("encoding the corpus")
-    commands.append(
-        f"xcodec-lm data tokenize {shlex.quote(str(manifest))} --codec {shlex.quote(str(out / 'codec'))} "
-        f"--out {shlex.quote(str(out / 'tokens'))}"
-    )
-    tokenize([manifest], codec, out / "tokens", codec_path=out / "codec")
-    with_stage()
+    with stages.next("encoding the corpus"):
+        commands.append(command("data", "tokenize", manifest, "--codec", folder, "--out", out / "tokens"))
+        tokenize([manifest], load_codec(folder), out / "tokens", codec_path=folder)
 
-    with_stage = stages.begin("training the language model")
-    lm_config = configs.load(
-        f"music/{size.preset}", LMTrainConfig, {"data.tokens": str(out / "tokens"), "run.seed": seed}
-    )
-    commands.append(
-        f"xcodec-lm music train music/{size.preset} --data.tokens {shlex.quote(str(out / 'tokens'))} --seed {seed} "
-        f"--device cpu --out {shlex.quote(str(out / 'music'))}"
-    )
-    train_lm(lm_config, RunOptions(out / "music", command=commands[-1], device="cpu"))
-    with_stage()
+    with stages.next("training the language model"):
+        data = {"data.tokens": str(out / "tokens"), "run.seed": seed}
+        preset, folder = f"music/{size.preset}", out / "music"
+        settings = ["--data.tokens", out / "tokens", "--seed", seed, "--device", "cpu", "--out", folder]
+        commands.append(command("music", "train", preset, *settings))
+        options = RunOptions(folder, command=commands[-1], device="cpu")
+        train_lm(configs.load(preset, LMTrainConfig, data), options)
 
-    with_stage = stages.begin("continuing held-out prompts, scoring, writing the report")
-    scores = score(out, manifest, held_out_split(manifest), size.excerpts, PROMPT_S, CONTINUATION_S, seed)
-    report = write_page(out, scores, origin, commands)
-    with_stage()
-    return report
+    with stages.next("continuing held-out prompts, scoring, writing the report"):
+        scores = score(out, manifest, split, size.excerpts, PROMPT_S, CONTINUATION_S, seed)
+        return write_page(out, scores, origin, commands)
+
+
+def command(*words: object) -> str:
+    """A line for a shell that makes the same as the function call beside it."""
+    return shlex.join(["xcodec-lm", *map(str, words)])
 
 
 def held_out_split(manifest: Path) -> str:
@@ -138,9 +133,11 @@ class Stages:
     def __init__(self, total: int):
         self.total, self.number = total, 0
 
-    def begin(self, what: str) -> Callable[[], None]:
-        """Announces a stage; the result is called at its end."""
+    @contextlib.contextmanager
+    def next(self, what: str) -> Iterator[None]:
+        """Announces a stage and says at its end how long it took."""
         self.number += 1
-        number, start = self.number, time.monotonic()
-        say(f"[{number}/{self.total}] {what}")
-        return lambda: say(f"[{number}/{self.total}] done in {time.monotonic() - start:.0f} s")
+        start = time.monotonic()
+        say(f"[{self.number}/{self.total}] {what}")
+        yield
+        say(f"[{self.number}/{self.total}] done in {time.monotonic() - start:.0f} s")

@@ -26,6 +26,4 @@ def texture(wav: Tensor, sample_rate: int) -> np.ndarray:
     if len(log) < size:
         log = np.pad(log, ((0, size - len(log)), (0, 0)), mode="edge")
     pieces = [log[start : start + size] for start in range(0, len(log) - size + 1, size)]
-    return np.stack(
-        [np.concatenate([p.mean(0), p.std(0), np.abs(np.diff(p, axis=0)).mean(0)]) for p in pieces]
-    )
+    return np.stack([np.concatenate([p.mean(0), p.std(0), np.abs(np.diff(p, axis=0)).mean(0)]) for p in pieces])

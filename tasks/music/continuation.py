@@ -124,7 +124,7 @@ class MusicModel:
             if prompt.samples is not None and bool((prompt.samples % hop).any()) and int(prompt.lengths.min()) > 1:
                 tokens = tokens.crop(0, int(prompt.lengths.min()) - 1)
             return tokens.codes[:, :, : int(tokens.lengths.min())]
-        if prompt.dim() == 3 and prompt.shape[2] > hop:
+        if isinstance(prompt, Tensor) and prompt.dim() == 3 and prompt.shape[2] > hop:
             prompt = prompt[:, :, : prompt.shape[2] // hop * hop]
         device = getattr(self.codec, "device", None)
         with torch.inference_mode():

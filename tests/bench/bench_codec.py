@@ -24,7 +24,9 @@ def build(size: str) -> XcodecModel:
     if size == "paper":
         config = XcodecConfig()
     else:
-        teacher = AutoConfig.for_model("hubert", hidden_size=192, num_hidden_layers=4, num_attention_heads=4, intermediate_size=768)
+        teacher = AutoConfig.for_model(
+            "hubert", hidden_size=192, num_hidden_layers=4, num_attention_heads=4, intermediate_size=768
+        )
         acoustic = AutoConfig.for_model(
             "dac", encoder_hidden_size=16, decoder_hidden_size=256, hidden_size=64,
             downsampling_ratios=[8, 5, 4, 2], upsampling_ratios=[8, 5, 4, 2],

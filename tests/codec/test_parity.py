@@ -91,12 +91,14 @@ def test_saved_folder_loads_in_transformers_and_runs_its_usage_example(pair, tmp
         expected = model(inputs["input_values"])
         codes = theirs.encode(inputs["input_values"]).audio_codes
         assert torch.equal(codes, expected.audio_codes)
-        assert torch.equal(theirs.decode(codes).audio_values[..., : inputs["input_values"].shape[-1]], expected.audio_values)
+        assert torch.equal(
+            theirs.decode(codes).audio_values[..., : inputs["input_values"].shape[-1]], expected.audio_values
+        )
     assert torch.equal(codec.encode(wav[:1, :, :5000]).codes, expected.audio_codes)  # both pad to whole frames
 
 
 def test_both_layouts_have_one_fingerprint(pair, tmp_path):
-    model, codec, _ = pair
+    _, codec, _ = pair
     save_codec(codec, tmp_path / "ours")
     again = load_codec(tmp_path / "ours")
     assert again.spec.fingerprint == codec.spec.fingerprint

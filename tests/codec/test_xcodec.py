@@ -117,7 +117,9 @@ def test_folded_weights_compute_the_same(norm):
                 parameter.mul_(1.3)
     plain = acoustic.Encoder(2, (8, 5, 4, 2), 3)
     holder = torch.nn.ModuleDict({"encoder": encoder})
-    plain.load_state_dict({k.removeprefix("encoder."): v for k, v in acoustic.folded_state(holder, ("encoder",)).items()})
+    plain.load_state_dict(
+        {k.removeprefix("encoder."): v for k, v in acoustic.folded_state(holder, ("encoder",)).items()}
+    )
     wav = noise(1, 1, 640)
     torch.testing.assert_close(encoder(wav), plain(wav))
 

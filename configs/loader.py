@@ -85,7 +85,7 @@ def load(source: str | Path, cls: type[T], overrides: Mapping[str, Any] | None =
 
 def save(config: Any, path: Path) -> None:
     """Writes a configuration as YAML with every key spelled out."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

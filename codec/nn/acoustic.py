@@ -20,6 +20,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from xcodec_lm.codec.nn.snake import Snake1d
 
 DILATIONS = (1, 3, 9)
+WAVEFORM_STD = 0.08
+"""Level of ordinary recordings, by which initial weights bring signals inside the stacks to unit variance."""
 UNIT_REACH = 3 * sum(DILATIONS)
 """Samples to either side that the three kernel-7 residual units of a block see, at the block's rate."""
 
@@ -219,8 +221,10 @@ def init_convolutions(module: nn.Module, std: float | None) -> None:
             for unit in module.modules():
                 if isinstance(unit, ResidualUnit):
                     unit.conv2.weight *= 0.3  # three units a block would otherwise double the signal
+                elif isinstance(unit, Encoder):
+                    unit.conv1.weight /= WAVEFORM_STD
                 elif isinstance(unit, Decoder):
-                    unit.conv2.weight *= 0.05  # waveforms lie well within [-1, 1]
+                    unit.conv2.weight *= WAVEFORM_STD
 
 
 def add_weight_norm(module: nn.Module) -> None:

@@ -24,6 +24,7 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
@@ -307,6 +308,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.accelerator.end_training()
+        # accelerate keeps the first run's device and precision for the whole process otherwise.
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from xcodec_lm.codec.runtime.run import RunOptions, read_metrics
 from xcodec_lm.codec.tokens import TokenSpec
@@ -199,15 +198,8 @@ def test_the_model_names_its_codec_relative_to_the_run(tmp_path):
     assert data["fingerprint"] == "c" * 64 and data["recordings"] == 12
 
 
-@pytest.fixture
-def fresh_accelerator():
-    """Accelerate keeps the precision of a process's first run; it is forgotten around a test of another."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-def test_bf16_trains(tmp_path, store, fresh_accelerator):
+def test_bf16_trains_in_a_process_that_trained_in_fp32(tmp_path, store):
+    train(make_config(store, steps=1), options(tmp_path / "before"))
     config = make_config(store, steps=3, ema_decay=0.9)
     train(replace(config, run=replace(config.run, precision="bf16")), options(tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")

@@ -25,6 +25,8 @@ class RunConfig:
     """How many of the newest checkpoints stay on disk."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the networks under autocast; quantizers, losses and teachers' targets stay in fp32."""
+    threads: int | None = None
+    """Threads of a process that trains on a CPU; null leaves PyTorch's choice. Narrow layers lose time with several."""
     track: Literal["none", "tensorboard"] = "none"
     """Tracker that gets the metrics beside metrics.jsonl."""
 
@@ -32,6 +34,8 @@ class RunConfig:
         for name in ("log_every", "eval_every", "save_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"run.threads must be at least 1, or null, got {self.threads}")
 
 
 @dataclass(frozen=True)

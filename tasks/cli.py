@@ -367,7 +367,7 @@ def codec_eval(
 def data_scan(
     folder: Positional[Path],
     /,
-    out: OutFile,
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None,
     dev: float = 0.05,
     test: float = 0.05,
     split_by: Literal["file", "folder"] = "file",
@@ -376,13 +376,14 @@ def data_scan(
 
     Args:
         folder: searched with its subfolders.
-        out: the manifest to write (.jsonl).
+        out: the manifest to write; default FOLDER/manifest.jsonl.
         dev: fraction of recordings for validation.
         test: fraction for testing.
         split_by: keep files, or whole folders (one speaker or piece each), in one split.
     """
     from xcodec_lm.tasks.data.scan import scan
 
+    out = out or folder / "manifest.jsonl"
     found = scan(folder, out, dev=dev, test=test, split_by=split_by)
     for path, why in found.unreadable.items():
         _note(f"{path}: {why}")
@@ -417,7 +418,7 @@ def data_check(manifests: Positional[tuple[Path, ...]], /) -> tuple[Result, Xcod
 
 
 def data_synth(
-    out: Positional[Path], /, seed: int = 0, music_clips: int = 60, sound_clips: int = 40, clip_s: float = 12.0
+    out: OutFile, seed: int = 0, music_clips: int = 60, sound_clips: int = 40, clip_s: float = 12.0
 ) -> Result:
     """Makes a small corpus of music and captioned sounds procedurally; the same seed gives the same corpus.
 
@@ -437,7 +438,12 @@ def data_synth(
 
 
 def data_tokenize(
-    manifests: Positional[tuple[Path, ...]], /, codec: str, out: Path, n_q: int | None = None, device: Device = "auto"
+    manifests: Positional[tuple[Path, ...]],
+    /,
+    codec: str,
+    out: OutFile,
+    n_q: int | None = None,
+    device: Device = "auto",
 ) -> tuple[Result, PartialError | None]:
     """Encodes manifests into a token store; a restart skips what is done.
 

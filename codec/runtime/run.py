@@ -106,8 +106,10 @@ class Run:
                 f"{asked} processes were started, but accelerate joined {self.accelerator.num_processes}"
             )
         self.device = self.accelerator.device
+        self._threads_before = torch.get_num_threads()
         if self.device.type == "cpu":
             keep_freed_memory()
+            torch.set_num_threads(self.settings.threads or self._threads_before)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self._modules: dict[str, nn.Module] = {}
         self._optimizers: dict[str, Optimizer] = {}
@@ -308,6 +310,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.accelerator.end_training()
+        torch.set_num_threads(self._threads_before)
         # accelerate keeps the first run's device and precision for the whole process otherwise.
         AcceleratorState._reset_state(reset_partial_state=True)
 

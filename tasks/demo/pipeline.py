@@ -72,7 +72,7 @@ def run_demo(out: Path, corpus: Path | None = None, quick: bool = False, seed: i
             manifest = synth(out / "corpus", seed=seed, **clips).music
             origin = "synthetic music, made by `xcodec-lm data synth`"
             flags = [f"--{key.replace('_', '-')}={value:g}" for key, value in clips.items()]
-            commands.append(command("data", "synth", out / "corpus", f"--seed={seed}", *flags))
+            commands.append(command("data", "synth", "-o", out / "corpus", f"--seed={seed}", *flags))
         else:
             manifest, origin = corpus, f"the recordings of {corpus.name}"
         split = held_out_split(manifest)

@@ -70,6 +70,12 @@ def test_run_folder_holds_model_metrics_and_samples(manifest, tmp_path):
     )
 
 
+def test_tensorboard_gets_the_metrics_by_flag(manifest, tmp_path):
+    options = RunOptions(out=tmp_path / "run", device="cpu", max_steps=1)
+    folder = train(config_for(manifest, **{"run.track": "tensorboard"}), options)
+    assert list(folder.rglob("events.out.tfevents.*")) and len(losses_of(folder)) == 1
+
+
 def test_exported_codec_encodes_as_the_trained_one(manifest, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(Trainer, "fit", lambda self, fit=Trainer.fit: (fit(self), kept.append(self.codec.eval())))

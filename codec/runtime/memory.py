@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Has glibc keep large freed blocks for the next step instead of returning them to the system.
 
     A training step frees and takes the same tensors as the one before; without this every one of them is mapped and
-    cleared anew (some 25,000 page faults a step of the tiny codec, a tenth of its time). Elsewhere it does nothing.
+    cleared anew. Elsewhere it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -5,20 +5,19 @@ A codec folder holds `model.safetensors`, `config.json` and `preprocessor_config
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import DacFeatureExtractor
 
 from xcodec_lm.codec import convert
+from xcodec_lm.codec.fingerprints import hash_tensors, read_tensors, stored_fingerprint
 from xcodec_lm.codec.semantic import quiet_transformers, teacher_from_config
 from xcodec_lm.codec.xcodec import XCodec
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
@@ -60,7 +59,8 @@ def load_codec(
     with quiet_transformers():
         teacher = teacher_from_config(teacher_config) if teacher_config is not None and not decode_only else None
         codec = XCodec(model, semantic, teacher, decode_only)
-    tensors = _read_tensors(folder, decode_only)
+    wanted = (*DECODE_PREFIXES, "quantizer.")
+    tensors = read_tensors(folder, lambda key: not decode_only or key.startswith(wanted))
     expected = codec.state_dict()
     if missing := sorted(set(expected) - set(tensors)):
         raise XcodecLMError(f"{folder}: weights are missing: {', '.join(missing[:3])} ({len(missing)} in all)")
@@ -179,23 +179,13 @@ def save_codec(codec: XCodec, folder: str | Path, name: str | None = None) -> No
 
 
 def fingerprint_of(folder: Path, codec: XCodec, teacher_config: Any) -> str:
-    """The fingerprint of the codec stored in a folder, from the tensors as stored."""
-
-    def stored() -> Iterable[tuple[str, Tensor]]:
-        index = {}
-        for file in _weight_files(folder):
-            with safe_open(file, framework="pt") as handle:
-                index |= dict.fromkeys(handle.keys(), file)
-        for key in sorted(index):
-            if decides_codes(key):
-                with safe_open(index[key], framework="pt") as handle:
-                    yield key, handle.get_tensor(key)
-
+    """The fingerprint of the X-Codec stored in a folder, from the tensors as stored."""
     if isinstance(teacher_config, dict):
         from transformers import AutoConfig
 
         teacher_config = AutoConfig.for_model(**teacher_config)
-    return hash_tensors(stored(), convert.architecture(codec.config, codec.semantic_config, teacher_config))
+    architecture = convert.architecture(codec.config, codec.semantic_config, teacher_config)
+    return stored_fingerprint(folder, architecture, decides_codes)
 
 
 def verify_fingerprint(folder: Path) -> tuple[str, str]:
@@ -211,35 +201,6 @@ def decides_codes(key: str) -> bool:
     if key.endswith(TRAINING_ONLY):
         return False
     return not key.startswith((*DECODE_PREFIXES, "fc1.", "decoder_semantic."))
-
-
-def hash_tensors(tensors: Iterable[tuple[str, Tensor]], architecture: dict[str, Any]) -> str:
-    """sha256 over an architecture and named tensors: names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-    for key, value in tensors:
-        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise XcodecLMError(f"{folder} has a config.json but no model.safetensors")
-    return files
-
-
-def _read_tensors(folder: Path, decode_only: bool) -> dict[str, Tensor]:
-    tensors = {}
-    try:
-        for file in _weight_files(folder):
-            with safe_open(file, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118
-                    if not decode_only or key.startswith((*DECODE_PREFIXES, "quantizer.")):
-                        tensors[key] = handle.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise XcodecLMError(f"{folder}: the weights cannot be read: {error}") from None
-    return tensors
 
 
 def count_parameters(module: nn.Module) -> int:

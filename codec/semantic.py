@@ -1,8 +1,8 @@
-"""Frozen self-supervised teachers: HuBERT, wav2vec 2.0, WavLM, through transformers.
+"""Frozen self-supervised teachers through transformers: HuBERT, wav2vec 2.0, WavLM, w2v-BERT.
 
 A teacher is never trained and never leaves eval mode: in train mode its dropout, layer drop and SpecAugment would act
-on the codec's input and target. Its features are the unweighted mean of all hidden states (arXiv 2408.17175, section
-4.1.2), computed on the waveform padded by half a hop on both sides so that its frames fall on the codec's.
+on the codec's input and target. Here it is found, checked and frozen; `codec.teacher_forward` computes its features,
+and `TeacherFeatures` offers those of a teacher without a codec.
 """
 
 from __future__ import annotations
@@ -10,54 +10,125 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel, PretrainedConfig
 
+from xcodec_lm.codec.audio import check_wav
+from xcodec_lm.codec.batching import windows as windows
 from xcodec_lm.codec.runtime.order import derive_seed
-from xcodec_lm.codec.runtime.progress import say
+from xcodec_lm.codec.teacher_forward import KINDS, frames_of, hop_of, teacher_features
+from xcodec_lm.codec.tokens import AudioTokens, Features
 from xcodec_lm.configs.codec import SemanticConfig
-from xcodec_lm.configs.errors import ConfigError, XcodecLMError
+from xcodec_lm.configs.errors import AudioError, ConfigError, TokenError, XcodecLMError
 
-KINDS = ("hubert", "wav2vec2", "wavlm")
-"""`model_type` of the teachers whose waveform front end and hidden states this module knows."""
 UNTRAINED_NOTICE = "untrained teacher: no semantic claim"
-CONTEXT_S = 2.0
-"""Audio on either side of a window that the teacher sees and whose frames are dropped."""
+PRETRAINED = Path(__file__).parent / "pretrained"
+TEACHER_RATE = 16_000
+"""Every published teacher of `KINDS` hears this many samples per second."""
+UNUSED_WEIGHTS = ("masked_spec_embed",)
+"""Weights that act in training only, so that a checkpoint may lack them."""
 
 
 def build_teacher(config: SemanticConfig) -> nn.Module:
     """A frozen teacher, as `config.teacher` names it.
 
     Args:
-        config: `teacher` is `random:SEED`, a model folder, or a hub id.
+        config: `teacher` is `random:SEED`, a shipped name, a run or model folder, or a hub id.
 
     Raises:
-        ConfigError: the name means nothing, or the teacher's width is not `semantic.dim`.
-        XcodecLMError: the hub was asked for and did not answer.
+        ConfigError: the name means nothing, it is a model of another kind, its width is not `semantic.dim`, or it has
+            no such layer.
+        XcodecLMError: its weights are missing or broken, or the hub was asked for and did not answer.
     """
     if config.teacher.startswith("random:"):
         teacher = _random_hubert(config)
     else:
-        try:
-            teacher = AutoModel.from_pretrained(config.teacher, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise XcodecLMError(
-                f"semantic.teacher: {config.teacher!r} is neither a model folder nor a hub model within reach "
-                f"({str(error).splitlines()[0]})",
-                "give a local folder, random:SEED, or none",
-            ) from None
-    if teacher.config.model_type not in KINDS:
-        raise ConfigError(f"semantic.teacher: a {teacher.config.model_type} model; supported are {', '.join(KINDS)}")
+        teacher = load_teacher(config.teacher)
     if teacher.config.hidden_size != config.dim:
         raise ConfigError(
             f"semantic.dim is {config.dim}, but the teacher {config.teacher!r} has width {teacher.config.hidden_size}",
             f"set semantic.dim: {teacher.config.hidden_size}",
         )
+    check_layers(teacher, config.layers)
     return freeze(teacher)
+
+
+def load_teacher(source: str | Path) -> nn.Module:
+    """A teacher with its weights in fp32 and eval mode, not frozen (see `teacher_from_config`).
+
+    Args:
+        source: a shipped name, a run folder (its `model/`), a model folder, or a hub id.
+
+    Raises:
+        ConfigError: a model of another kind.
+        XcodecLMError: nothing is there, or weights are missing, which would be drawn at random.
+    """
+    place = _find(source)
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise XcodecLMError(
+            f"semantic.teacher: {str(source)!r} is neither a model folder nor a hub model within reach "
+            f"({_first_line(error)})",
+            "give a local folder, random:SEED, or none",
+        ) from None
+    if config.model_type not in KINDS:
+        raise ConfigError(
+            f"semantic.teacher: {str(source)!r} is a {config.model_type} model; teachers are {', '.join(KINDS)}",
+            "give a folder that such a model was saved to",
+        )
+    try:
+        # Weights of another shape are an error of transformers' own; missing ones are only listed, and random.
+        teacher, report = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise XcodecLMError(
+            f"semantic.teacher: the weights of {str(source)!r} cannot be loaded ({_first_line(error)})",
+            "save or download the model again",
+        ) from None
+    if missing := sorted(key for key in report["missing_keys"] if not key.endswith(UNUSED_WEIGHTS)):
+        raise XcodecLMError(
+            f"semantic.teacher: {str(source)!r} lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)",
+            "its config.json belongs to another model, or the file is cut short; save or download the model again",
+        )
+    return teacher.eval()
+
+
+def _find(source: str | Path) -> str:
+    path = Path(source)
+    for folder in (path / "model", path, PRETRAINED / str(source)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if path.exists():
+        raise XcodecLMError(
+            f"semantic.teacher: {path} is not a model folder: it has no config.json",
+            "give the folder of a run that has finished, or one that a model was saved to",
+        )
+    return str(source)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_layers(teacher: nn.Module, layers: Literal["mean"] | int) -> None:
+    """Refuses a hidden state that the teacher does not have.
+
+    Raises:
+        ConfigError: `layers` is neither `mean` nor in 0..number of layers.
+    """
+    last = teacher.config.num_hidden_layers
+    if layers != "mean" and not (isinstance(layers, int) and 0 <= layers <= last):
+        raise ConfigError(
+            f"semantic.layers is {layers!r}, but the teacher has hidden states 0..{last}",
+            "give one of these, or mean",
+        )
 
 
 def teacher_from_config(config: dict | PretrainedConfig) -> nn.Module:
@@ -102,59 +173,76 @@ def _random_hubert(config: SemanticConfig) -> nn.Module:
         )
 
 
-def frames_of(teacher_config: PretrainedConfig, samples: int) -> int:
-    """Frames that a teacher's valid convolutions make of so many samples; less than 1 if there are too few."""
-    for kernel, stride in zip(teacher_config.conv_kernel, teacher_config.conv_stride, strict=True):
-        samples = (samples - kernel) // stride + 1
-    return samples
-
-
-@torch.no_grad()
-def teacher_features(teacher: nn.Module, wav: Tensor, hop_samples: int, sample_rate: int, window_s: float) -> Tensor:
-    """Mean of all hidden states.
+class TeacherFeatures:
+    """A teacher without a codec, behind the `FrameFeatures` protocol.
 
     Args:
-        teacher: a frozen model of `KINDS`.
-        wav: (B, 1, N), N a whole number of hops.
-        hop_samples: the codec's hop.
-        sample_rate: of wav, in Hz.
-        window_s: longest stretch seen at once; longer audio is cut into windows that overlap by `CONTEXT_S` on both
-            sides. The result then differs from that of the whole, since attention and GroupNorm see a window only.
+        source: a shipped name, a run or model folder, a hub id, or a model that is loaded already.
+        layers: `mean` of all hidden states, or the index of one.
+        window_s: longest stretch that attention sees at once.
+        device: where it computes.
 
-    Returns:
-        (B, T, D).
+    Raises:
+        XcodecLMError: as `load_teacher`.
+        ConfigError: no such layer.
     """
-    half = hop_samples // 2
-    total = wav.shape[2] // hop_samples
-    window = max(1, math.floor(window_s * sample_rate / hop_samples))
-    if total <= window:
-        return _mean_of_states(teacher, F.pad(wav[:, 0], (half, half)))
-    say(
-        f"note: the teacher sees {window_s:g} s at a time, this audio has {total * hop_samples / sample_rate:.0f} s; "
-        "codes near a window's edge can differ from those of the whole (semantic.window_s)"
-    )
-    context = min(round(CONTEXT_S * sample_rate / hop_samples), window // 4)
-    parts = []
-    for start, stop, left, right in windows(total, window - 2 * context, context):
-        piece = F.pad(wav[:, 0, left * hop_samples : right * hop_samples], (half, half))
-        parts.append(_mean_of_states(teacher, piece)[:, start - left : stop - left])
-    return torch.cat(parts, dim=1)
 
+    features = ("ssl",)
 
-def windows(total: int, core: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cuts `total` frames into cores with context.
+    def __init__(
+        self,
+        source: str | Path | nn.Module,
+        layers: Literal["mean"] | int = "mean",
+        window_s: float = 60.0,
+        device: torch.device | str = "cpu",
+    ):
+        with quiet_transformers():
+            self.model = source if isinstance(source, nn.Module) else load_teacher(source)
+        check_layers(self.model, layers)
+        self.model = self.model.eval().to(device)
+        self.layers, self.window_s, self.device = layers, window_s, torch.device(device)
+        self.sample_rate, self.hop_samples = TEACHER_RATE, hop_of(self.model.config)
 
-    Yields:
-        (start, stop, left, right): frames start..stop are the core, left..right what must be seen for it.
-    """
-    for start in range(0, total, core):
-        stop = min(total, start + core)
-        yield start, stop, max(0, start - halo), min(total, stop + halo)
+    @torch.inference_mode()
+    def extract(
+        self,
+        source: AudioTokens | Tensor,
+        feature: str = "ssl",
+        n_q: int | None = None,
+        lengths: Tensor | None = None,
+    ) -> Features:
+        """Hidden states of audio.
 
+        Args:
+            source: wav (B, 1, N) in [-1, 1] at 16 kHz.
+            feature: `ssl`, the only one.
+            n_q: None; a teacher has no quantizers.
+            lengths: (B,) valid samples of each row; each is padded on its right to whole hops.
 
-def _mean_of_states(teacher: nn.Module, wav: Tensor) -> Tensor:
-    states = teacher(wav, output_hidden_states=True).hidden_states
-    return torch.stack(states, dim=1).mean(dim=1)  # (B, T, D)
+        Returns:
+            (B, D, T), one frame per hop.
+
+        Raises:
+            TokenError: tokens in place of audio, another feature, or a number of quantizers.
+            AudioError: input that does not fit, see `codec.audio.check_wav`.
+        """
+        if isinstance(source, AudioTokens):
+            raise TokenError("a teacher hears audio, it cannot look at tokens", "give wav (B, 1, N)")
+        if feature not in self.features or n_q is not None:
+            raise TokenError(f"a teacher has the feature ssl, without quantizers; got {feature!r}, n_q {n_q}")
+        samples = check_wav(source, lengths, self.sample_rate, None)
+        hop = self.hop_samples
+        wholes = [math.ceil(int(n) / hop) * hop for n in samples]
+        wav = torch.zeros(len(source), 1, max(wholes), device=self.device)
+        for row, (n, signal) in enumerate(zip(samples.tolist(), source, strict=True)):
+            wav[row, :, :n] = signal[:, :n]
+        frames = torch.tensor([frames_of(self.model.config, whole + 2 * (hop // 2)) for whole in wholes])
+        if int(frames.min()) < 1:
+            raise AudioError(f"row {int(frames.argmin())} is too short for this teacher's convolutions")
+        values = teacher_features(
+            self.model, wav, hop, self.sample_rate, self.window_s, torch.tensor(wholes), self.layers
+        )
+        return Features(values.transpose(1, 2), frames.to(self.device), Fraction(self.sample_rate, hop))
 
 
 @contextlib.contextmanager

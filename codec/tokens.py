@@ -292,3 +292,61 @@ class AudioTokenizer(Protocol):
     def decode(self, tokens: AudioTokens) -> tuple[Tensor, Tensor]:
         """Wav (B, 1, N) at `spec.output_sample_rate` and its lengths (B,) in samples."""
         ...
+
+    def stream_decoder(self, batch: int = 1) -> StreamDecoder:
+        """A decoder that is given codes as they come."""
+        ...
+
+
+class StreamDecoder(Protocol):
+    """Codes in, audio out, a few frames at a time.
+
+    Attributes:
+        latency_frames: frames that are held back until later ones are known.
+    """
+
+    latency_frames: int
+
+    def push(self, codes: Tensor) -> Tensor:
+        """Audio (B, 1, N) that has become certain with codes (B, n_q, T); N may be 0."""
+        ...
+
+    def flush(self) -> Tensor:
+        """The audio (B, 1, N) of the frames still held back, as if the codes ended here."""
+        ...
+
+    def reset(self, rows: list[int] | None = None) -> None:
+        """Starts these rows of the batch anew; all of them with None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors over time, for probes and ABX.
+
+    Attributes:
+        values: (B, D, T) float, zero beyond each row's length.
+        lengths: (B,) frames.
+        frame_rate: frames per second.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    frame_rate: Fraction
+
+
+@runtime_checkable
+class FrameFeatures(Protocol):
+    """Codecs and teachers whose inner vectors can be looked at.
+
+    Attributes:
+        features: names that `extract` takes: `pre_vq`, `post_vq`, `fc_post1`, `sem_decoder`, `ssl`, ...
+    """
+
+    features: tuple[str, ...]
+
+    def extract(
+        self, source: AudioTokens | Tensor, feature: str, n_q: int | None = None, lengths: Tensor | None = None
+    ) -> Features:
+        """One kind of vectors of tokens or of wav (B, 1, N), of which `lengths` (B,) samples are valid."""
+        ...

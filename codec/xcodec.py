@@ -16,6 +16,7 @@ Source: arXiv 2408.17175, section 3.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +26,18 @@ from torch.nn import functional as F
 
 from xcodec_lm.codec import semantic as teachers
 from xcodec_lm.codec.audio import check_wav
+from xcodec_lm.codec.batching import buckets, frames_at_once, keep, uneven, windows
 from xcodec_lm.codec.nn.acoustic import Decoder, Encoder, add_weight_norm, folded_state, init_convolutions
 from xcodec_lm.codec.nn.rvq import ResidualVectorQuantizer
 from xcodec_lm.codec.nn.semantic import SemanticDecoder, SemanticEncoder
-from xcodec_lm.codec.tokens import AudioTokens, TokenSpec, stack_codes
+from xcodec_lm.codec.streaming import WindowedStreamDecoder, WindowedStreamEncoder
+from xcodec_lm.codec.tokens import AudioTokens, Features, TokenSpec, stack_codes
 from xcodec_lm.configs.codec import CodecModelConfig, SemanticConfig
 from xcodec_lm.configs.errors import ConfigError, TokenError
 
-ACTIVATION_BYTES = 32 * 2**20
-"""Largest activation on a CPU: beyond it the C library maps fresh pages for every tensor, which costs a third of the
-time of decoding. Chunks with a halo keep below it and give the same result."""
-WHOLE_ENCODE_S = 20.0
-"""Audio up to this length is encoded in one piece."""
+STREAM_CONTEXT_FRAMES, STREAM_LOOKAHEAD_FRAMES = 200, 50
+"""What a streaming encoder with a teacher sees around the frames that it gives out; not exact, since attention is
+global."""
 
 
 @dataclass
@@ -155,15 +156,21 @@ class XCodec(nn.Module):
             semantic = F.mse_loss(restored.float(), features.transpose(1, 2).float())
         return TrainingOutput(self._to_wav(quantized.quantized), quantized.codes, quantized.commitment, semantic)
 
-    def teacher_features(self, wav: Tensor) -> Tensor | None:
-        """(B, T, D) of the teacher, always in fp32, or None for the twin."""
+    def teacher_features(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor | None:
+        """(B, T, D) of the teacher, always in fp32, or None for the twin.
+
+        Args:
+            wav: (B, 1, N), N a whole number of hops.
+            lengths: (B,) samples of rows that are padded, whole hops.
+        """
         if not self.has_semantics:
             return None
         with torch.autocast(wav.device.type, enabled=False):
-            config = self.config
+            config, semantic = self.config, self.semantic_config
             return teachers.teacher_features(
-                self.semantic_model, wav.float(), config.hop_samples, config.sample_rate, self.semantic_config.window_s
-            )
+                self.semantic_model, wav.float(), config.hop_samples, config.sample_rate,
+                semantic.window_s, lengths, semantic.layers,
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ token interface
 
@@ -210,19 +217,12 @@ class XCodec(nn.Module):
             raise TokenError("this codec was loaded with decode_only=True and cannot encode", "load it without")
         lengths = check_wav(wav, lengths, self.spec.sample_rate, sample_rate)
         spec = self.spec if n_q is None else self.spec.take(n_q)
-        device = self.device
-        hop = self.config.hop_samples
-        rows: list[Tensor | None] = [None] * len(wav)
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths.tolist()):
-            groups.setdefault(math.ceil(length / hop) * hop, []).append(index)
-        for whole, members in groups.items():
-            batch = torch.stack([_fit(wav[i, :, : int(lengths[i])], whole) for i in members]).to(device, torch.float32)
-            for part, chosen in self._affordable(batch, members, self.acoustic_encoder.floats_per_frame, whole // hop):
-                codes = self.quantizer.encode(self._latents_in_chunks(part), spec.n_q)
-                for index, row in zip(chosen, codes, strict=True):
-                    rows[index] = row
-        return stack_codes([row for row in rows if row is not None], spec, lengths.to(device))
+        rows: list[Tensor] = [wav.new_zeros(0)] * len(wav)
+        for members, latents, frames in self._latent_buckets(wav, lengths):
+            codes = self.quantizer.encode(latents, spec.n_q)
+            for index, row, count in zip(members, codes, frames, strict=True):
+                rows[index] = row[:, :count]
+        return stack_codes(rows, spec, lengths.to(self.device))
 
     @torch.inference_mode()
     def decode(self, tokens: AudioTokens) -> tuple[Tensor, Tensor]:
@@ -245,26 +245,110 @@ class XCodec(nn.Module):
         full = tokens.lengths * hop
         lengths = full if tokens.samples is None else torch.minimum(tokens.samples, full)
         wav = torch.zeros(len(tokens), 1, int(lengths.max()), device=device)
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(tokens.lengths.tolist()):
-            groups.setdefault(length, []).append(index)
-        for length, members in groups.items():
-            codes = tokens.codes[members, :, :length]
-            for part, chosen in self._affordable(codes, members, self.acoustic_decoder.floats_per_frame, length):
-                for index, row in zip(chosen, self._decode_in_chunks(part), strict=True):
-                    wav[index, :, : int(lengths[index])] = row[:, : int(lengths[index])]
+        frames = tokens.lengths.tolist()
+        limit = frames_at_once(self.acoustic_decoder.floats_per_frame, device)
+        for members in buckets(frames, limit, device):
+            counts = [frames[index] for index in members]
+            rows = self._audio(tokens.codes[members, :, : max(counts)], uneven(counts, device))
+            for index, row in zip(members, rows, strict=True):
+                wav[index, :, : int(lengths[index])] = row[:, : int(lengths[index])]
         return wav, lengths
+
+    def stream_decoder(self, batch: int = 1, lookahead_frames: int | None = None) -> WindowedStreamDecoder:
+        """Codes in, audio out, a few frames at a time.
+
+        Args:
+            batch: rows.
+            lookahead_frames: held back until they are followed by as many. None: what makes the stream equal to
+                `decode` (10 with the published strides); fewer cost quality, see docs/codec.md.
+        """
+        halo = self.acoustic_decoder.halo_frames
+        return WindowedStreamDecoder(self, batch, halo if lookahead_frames is None else lookahead_frames, halo)
+
+    def stream_encoder(self, batch: int = 1, lookahead_frames: int | None = None) -> WindowedStreamEncoder:
+        """Audio in, codes out, a few frames at a time.
+
+        Args:
+            batch: rows.
+            lookahead_frames: None: for the twin what makes the stream equal to `encode` (28 with the published
+                strides); with a teacher, whose attention is global, one second. How many codes agree is measured by
+                `codec.streaming.declared_agreement`.
+        """
+        halo = self.acoustic_encoder.halo_frames
+        context = STREAM_CONTEXT_FRAMES if self.has_semantics else halo
+        ahead = max(halo, STREAM_LOOKAHEAD_FRAMES) if self.has_semantics else halo
+        return WindowedStreamEncoder(self, batch, ahead if lookahead_frames is None else lookahead_frames, context)
+
+    # ------------------------------------------------------------------ frame features
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What `extract` can give."""
+        names = ("post_vq", "fc_post2") if self.decode_only else ("pre_vq", "post_vq", "fc_post2")
+        return names + (("fc_post1", "sem_decoder", "ssl") if self.has_semantics and not self.decode_only else ())
+
+    @torch.inference_mode()
+    def extract(
+        self, source: AudioTokens | Tensor, feature: str, n_q: int | None = None, lengths: Tensor | None = None
+    ) -> Features:
+        """Vectors over time, for probes and ABX.
+
+        Args:
+            source: tokens, or wav (B, 1, N); `pre_vq` and `ssl` exist before the quantizer and need wav.
+            feature: `pre_vq` what is quantized; `post_vq` sum of the first `n_q` codes' vectors; `fc_post1` and
+                `fc_post2` what either decoder is given; `sem_decoder` the restored features of the teacher; `ssl`
+                those of the teacher itself.
+            n_q: layers; None for all that there are.
+            lengths: (B,) valid samples of wav.
+
+        Raises:
+            TokenError: a feature that this codec, or this source, does not have.
+        """
+        if feature not in self.features:
+            raise TokenError(f"{self.spec.name} has no feature {feature!r}", f"it has {', '.join(self.features)}")
+        if feature in ("pre_vq", "ssl"):
+            if isinstance(source, AudioTokens):
+                raise TokenError(f"{feature!r} comes before the quantizer; tokens no longer hold it", "give wav")
+            lengths = check_wav(source, lengths, self.spec.sample_rate, None)
+            rows: list[Tensor] = [source.new_zeros(0)] * len(source)
+            for members, values, frames in self._latent_buckets(source, lengths, teacher_only=feature == "ssl"):
+                for index, row, count in zip(members, values, frames, strict=True):
+                    rows[index] = row[:, :count]
+            counts = torch.tensor([row.shape[1] for row in rows], device=self.device)
+            values = nn.utils.rnn.pad_sequence([row.t() for row in rows], batch_first=True).transpose(1, 2)
+            return Features(values, counts, self.spec.frame_rate)
+        tokens = source if isinstance(source, AudioTokens) else self.encode(source, lengths, n_q)
+        self.spec.check_same_codec(tokens.spec, "the token batch")
+        tokens.check_range()
+        tokens = (tokens if n_q is None else tokens.take(n_q)).to(self.device)
+        values = self.quantizer.decode(tokens.codes)  # (B, D, T)
+        mask = keep(torch.ones_like(values[:, :1]), tokens.lengths)
+        if feature == "fc_post2":
+            values = self.fc2(values.transpose(1, 2)).transpose(1, 2)
+        elif feature != "post_vq":
+            values = self.fc1(values.transpose(1, 2)).transpose(1, 2)
+            if feature == "sem_decoder":
+                values = self.decoder_semantic(values, mask)
+        return Features(values * mask, tokens.lengths, self.spec.frame_rate)
 
     # ------------------------------------------------------------------ parts of the above
 
-    def _join(self, acoustic: Tensor, features: Tensor | None) -> Tensor:
+    def _join(self, acoustic: Tensor, features: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+        """(B, D, T) of both branches; `lengths` (B,) frames of the teacher in rows that are padded."""
         if features is not None:
-            semantic = self.encoder_semantic(features.transpose(1, 2))
+            mask = None if lengths is None else keep(torch.ones_like(features[:, None, :, 0]), lengths)  # (B, 1, T)
+            semantic = self.encoder_semantic(features.transpose(1, 2), mask)
             acoustic = torch.cat([acoustic, semantic], dim=1)  # (B, D_a + D_s, T)
         return self.fc(acoustic.transpose(1, 2)).transpose(1, 2)
 
     def _to_wav(self, quantized: Tensor) -> Tensor:
         return self.acoustic_decoder(self.fc2(quantized.transpose(1, 2)).transpose(1, 2))
+
+    def _teacher_frames(self, whole: int) -> int:
+        """Frames of the teacher on a whole number of hops, padded by half a hop on both sides; 0 for the twin."""
+        if not self.has_semantics:
+            return 0
+        return teachers.frames_of(self.semantic_model.config, whole + self.config.hop_samples // 2 * 2)
 
     def _plan(self, whole: int) -> tuple[int, int] | None:
         """Frames of a whole number of hops, and the padding that the acoustic encoder needs to agree with the teacher.
@@ -276,7 +360,7 @@ class XCodec(nn.Module):
         if not self.has_semantics:
             return frames, 0
         half = self.config.hop_samples // 2
-        semantic = teachers.frames_of(self.semantic_model.config, whole + 2 * half)
+        semantic = self._teacher_frames(whole)
         for block in self.encoder_semantic.conv_blocks:
             conv = block.conv
             semantic = (semantic + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
@@ -285,50 +369,60 @@ class XCodec(nn.Module):
                 return semantic, padding
         return None
 
-    def _latents_in_chunks(self, wav: Tensor) -> Tensor:
-        """Latents of (B, 1, N); long audio passes the acoustic encoder in chunks whose halo makes them exact."""
-        hop = self.config.hop_samples
+    def _latent_buckets(
+        self, wav: Tensor, lengths: Tensor, teacher_only: bool = False
+    ) -> Iterator[tuple[list[int], Tensor, list[int]]]:
+        """Latents (or the teacher's features) of rows that are worth computing together.
+
+        Yields:
+            Indices of rows, their (B', D, T), and the frames of each row.
+        """
+        device, hop = self.device, self.config.hop_samples
+        whole = [math.ceil(int(length) / hop) for length in lengths]
+        limit = frames_at_once(self.acoustic_encoder.floats_per_frame, device)
+        for members in buckets(whole, limit, device):
+            samples = [whole[index] * hop for index in members]
+            batch = torch.zeros(len(members), 1, max(samples))
+            for place, index in enumerate(members):
+                batch[place, :, : int(lengths[index])] = wav[index, :, : int(lengths[index])]
+            batch, uneven_samples = batch.to(device), uneven(samples, device)
+            features = self.teacher_features(batch, uneven_samples)
+            heard = [self._teacher_frames(count) for count in samples]
+            if teacher_only and features is not None:
+                yield members, features.transpose(1, 2), heard
+                continue
+            latents = self._join(self._acoustic(batch, uneven_samples), features, uneven(heard, device))
+            yield members, latents, [self.frames(count) for count in samples]
+
+    def _acoustic(self, wav: Tensor, lengths: Tensor | None) -> Tensor:
+        """Acoustic latents of (B, 1, N); long audio passes in chunks whose halo makes them exact."""
+        hop, encoder = self.config.hop_samples, self.acoustic_encoder
         plan = self._plan(wav.shape[2])
         if plan is None:
             raise ConfigError(f"{wav.shape[2]} samples give the teacher and the encoder different numbers of frames")
-        features = self.teacher_features(wav)
-        padded = F.pad(wav, (plan[1], plan[1]))
-        total = padded.shape[2] // hop
-        core = max(1, round(WHOLE_ENCODE_S * self.config.sample_rate / hop))
-        if total <= core or plan[1]:
-            return self._join(self.acoustic_encoder(padded), features)
+        padding = plan[1]
+        total = wav.shape[2] // hop
+        core = frames_at_once(encoder.floats_per_frame, wav.device) // len(wav)
+        if padding or total <= core + encoder.halo_frames:
+            lengths = None if lengths is None else lengths + 2 * padding
+            return encoder(F.pad(wav, (padding, padding)), lengths)
         parts = []
-        for start, stop, left, right in teachers.windows(total, core, self.acoustic_encoder.halo_frames):
-            latents = self.acoustic_encoder(padded[:, :, left * hop : right * hop])
+        for start, stop, left, right in windows(total, core, encoder.halo_frames):
+            here = None if lengths is None else (lengths - left * hop).clamp(0, (right - left) * hop)
+            latents = encoder(wav[:, :, left * hop : right * hop], here)
             parts.append(latents[:, :, start - left : stop - left])
-        return self._join(torch.cat(parts, dim=2), features)
-
-    def _decode_in_chunks(self, codes: Tensor) -> Tensor:
-        """Audio (B, 1, T * hop) of codes (B, n_q, T), through the decoder in chunks whose halo makes them exact."""
-        hop, total = self.config.hop_samples, codes.shape[2]
-        core = self._frames_at_once(self.acoustic_decoder.floats_per_frame, codes.device) // len(codes)
-        latents = self.fc2(self.quantizer.decode(codes).transpose(1, 2)).transpose(1, 2)
-        halo = self.acoustic_decoder.halo_frames
-        if total <= core + halo:
-            return self.acoustic_decoder(latents)
-        parts = []
-        for start, stop, left, right in teachers.windows(total, core, halo):
-            wav = self.acoustic_decoder(latents[:, :, left:right])
-            parts.append(wav[:, :, (start - left) * hop : (stop - left) * hop])
         return torch.cat(parts, dim=2)
 
-    def _frames_at_once(self, floats_per_frame: int, device: torch.device) -> int:
-        budget = ACTIVATION_BYTES if device.type == "cpu" else 64 * ACTIVATION_BYTES
-        return max(100, budget // (4 * floats_per_frame))
-
-    def _affordable(
-        self, batch: Tensor, members: list[int], floats_per_frame: int, frames: int
-    ) -> list[tuple[Tensor, list[int]]]:
-        """A batch in parts whose activations fit; single rows where they are long."""
-        rows = max(1, self._frames_at_once(floats_per_frame, batch.device) // max(1, frames))
-        return [(batch[i : i + rows], members[i : i + rows]) for i in range(0, len(batch), rows)]
-
-
-def _fit(wav: Tensor, samples: int) -> Tensor:
-    """(1, N) padded on the right with zeros to `samples`."""
-    return F.pad(wav, (0, samples - wav.shape[1]))
+    def _audio(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
+        """Audio (B, 1, T * hop) of codes (B, n_q, T), through the decoder in chunks whose halo makes them exact."""
+        hop, total, decoder = self.config.hop_samples, codes.shape[2], self.acoustic_decoder
+        core = max(1, frames_at_once(decoder.floats_per_frame, codes.device) // len(codes))
+        latents = self.fc2(self.quantizer.decode(codes).transpose(1, 2)).transpose(1, 2)
+        if total <= core + decoder.halo_frames:
+            return decoder(latents, lengths)
+        parts = []
+        for start, stop, left, right in windows(total, core, decoder.halo_frames):
+            here = None if lengths is None else (lengths - left).clamp(0, right - left)
+            wav = decoder(latents[:, :, left:right], here)
+            parts.append(wav[:, :, (start - left) * hop : (stop - left) * hop])
+        return torch.cat(parts, dim=2)

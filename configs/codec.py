@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.run import OptimConfig, RunConfig
@@ -68,6 +69,8 @@ class SemanticConfig:
 
     teacher: str = "none"
     """`none` (the twin), `random:SEED` (a tiny untrained HuBERT), a shipped name, a model folder or a hub id."""
+    layers: Literal["mean"] | int = "mean"
+    """What of the teacher is used: the mean of all hidden states, or one of them (0 is the first layer's input)."""
     dim: int = 768
     """Width of the teacher's hidden states."""
     kernel_size: int = 3
@@ -83,7 +86,8 @@ class SemanticConfig:
     loss_weight: float = 100.0
     """Weight of the squared error of the reconstructed teacher features (gamma of the paper)."""
     window_s: float = 60.0
-    """Longest stretch of audio that the teacher sees at once; longer audio is windowed."""
+    """Longest stretch of audio that the teacher sees at once (WavLM and w2v-BERT: at most 20 s); longer audio is
+    windowed."""
 
 
 @dataclass(frozen=True)

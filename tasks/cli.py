@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks import commands
+from xcodec_lm.tasks.commands import codec, common, data, general, music
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         _take_flag(argv, *names) for names in (("-v", "--verbose"), ("-q", "--quiet"), ("--json",))
     )
     asked = {"-v": verbose, "-q": quiet, "--json": as_json}
-    commands.common_flags[:] = [flag for flag, given in asked.items() if given]
+    common.common_flags[:] = [flag for flag, given in asked.items() if given]
     try:
         return _run(argv, quiet, as_json)
     except XcodecLMError as error:
@@ -154,19 +154,19 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command(commands.demo, "the whole path in one command, with a report to listen to"),
-    "presets": Command(commands.presets, "ls, show NAME or cp NAME: configurations to start from"),
-    "data scan": Command(commands.data_scan, "list a folder's recordings in a manifest"),
-    "data check": Command(commands.data_check, "find everything that is wrong with a manifest"),
-    "data synth": Command(commands.data_synth, "make a small corpus of music and sounds"),
-    "data tokenize": Command(commands.data_tokenize, "encode a manifest into a token store"),
-    "codec train": Command(commands.codec_train, "train X-Codec or its twin", parses=True),
-    "codec eval": Command(commands.codec_eval, "distances of reconstructions, beside what they must beat"),
-    "codec encode": Command(commands.codec_encode, "audio file to .tokens"),
-    "codec decode": Command(commands.codec_decode, ".tokens to audio file"),
-    "codec info": Command(commands.codec_info, "what a codec is; --verify its fingerprint"),
-    "music train": Command(commands.music_train, "train a language model over a token store", parses=True),
-    "music continue": Command(commands.music_continue, "continue a recording"),
+    "demo": Command(general.demo, "the whole path in one command, with a report to listen to"),
+    "presets": Command(general.presets, "ls, show NAME or cp NAME: configurations to start from"),
+    "data scan": Command(data.data_scan, "list a folder's recordings in a manifest"),
+    "data check": Command(data.data_check, "find everything that is wrong with a manifest"),
+    "data synth": Command(data.data_synth, "make a small corpus of music, sounds and speech"),
+    "data tokenize": Command(data.data_tokenize, "encode a manifest into a token store"),
+    "codec train": Command(codec.codec_train, "train X-Codec or its twin", parses=True),
+    "codec eval": Command(codec.codec_eval, "distances of reconstructions, beside what they must beat"),
+    "codec encode": Command(codec.codec_encode, "audio file to .tokens"),
+    "codec decode": Command(codec.codec_decode, ".tokens to audio file"),
+    "codec info": Command(codec.codec_info, "what a codec is; --verify its fingerprint"),
+    "music train": Command(music.music_train, "train a language model over a token store", parses=True),
+    "music continue": Command(music.music_continue, "continue a recording"),
 }
 
 

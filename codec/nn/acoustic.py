@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+from xcodec_lm.codec.batching import keep
 from xcodec_lm.codec.nn.snake import Snake1d
 
 DILATIONS = (1, 3, 9)
@@ -81,9 +82,11 @@ class EncoderBlock(nn.Module):
         self.snake1 = Snake1d(channels)
         self.conv1 = Conv1d(channels, 2 * channels, 2 * stride, stride, padding=math.ceil(stride / 2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> (B, 2 C, T / stride)."""
-        return self.conv1(self.snake1(self.res_unit3(self.res_unit2(self.res_unit1(x)))))
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C, T) -> (B, 2 C, T / stride); `lengths` (B,) of rows that are padded, zero beyond them."""
+        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
+            x = keep(unit(x), lengths)
+        return self.conv1(self.snake1(x))
 
 
 class Encoder(nn.Module):
@@ -104,12 +107,19 @@ class Encoder(nn.Module):
         self.snake1 = Snake1d(width)
         self.conv2 = Conv1d(width, latent_dim, 3, padding=1)
 
-    def forward(self, wav: Tensor) -> Tensor:
-        """(B, 1, N) -> (B, D, N / hop)."""
+    def forward(self, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, 1, N) -> (B, D, N / hop).
+
+        Args:
+            wav: zero beyond each row's length.
+            lengths: (B,) samples, whole hops; every row's result is then that of the row alone. None: all are full.
+        """
         image = self.training and wav.device.type == "cpu"
-        x = self.conv1(to_image(wav) if image else wav)  # (B, C, N)
-        for block in self.block:
-            x = block(x)
+        x = keep(self.conv1(to_image(wav) if image else wav), lengths)  # (B, C, N)
+        for block, stride in zip(self.block, self.strides, strict=True):
+            x = block(x, lengths)
+            lengths = None if lengths is None else (lengths + 2 * math.ceil(stride / 2) - 2 * stride) // stride + 1
+            x = keep(x, lengths)
         x = self.conv2(self.snake1(x))
         return x[:, :, 0] if image else x
 
@@ -146,9 +156,12 @@ class DecoderBlock(nn.Module):
         )
         self.res_unit1, self.res_unit2, self.res_unit3 = (ResidualUnit(out, d) for d in DILATIONS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> (B, C / 2, T * stride)."""
-        return self.res_unit3(self.res_unit2(self.res_unit1(self.conv_t1(self.snake1(x)))))
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C, T) -> (B, C / 2, T * stride); `lengths` (B,) after the stride, of rows that are padded."""
+        x = keep(self.conv_t1(self.snake1(x)), lengths)
+        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
+            x = keep(unit(x), lengths)
+        return x
 
 
 class Decoder(nn.Module):
@@ -169,12 +182,19 @@ class Decoder(nn.Module):
         self.snake1 = Snake1d(width)
         self.conv2 = Conv1d(width, 1, 7, padding=3)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """(B, D, T) -> (B, 1, T * hop)."""
+    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, D, T) -> (B, 1, T * hop).
+
+        Args:
+            latents: any values beyond a row's length.
+            lengths: (B,) frames; every row's result is then that of the row alone. None: all are full.
+        """
         image = self.training and latents.device.type == "cpu"
-        x = self.conv1(to_image(latents) if image else latents)
-        for block in self.block:
-            x = block(x)
+        latents = keep(latents, lengths)
+        x = keep(self.conv1(to_image(latents) if image else latents), lengths)
+        for block, stride in zip(self.block, self.strides, strict=True):
+            lengths = None if lengths is None else lengths * stride
+            x = block(x, lengths)
         x = self.conv2(self.snake1(x))
         return x[:, :, 0] if image else x
 

@@ -1,14 +1,36 @@
 """Convolutional stacks on either side of the quantizer that carry the teacher's features.
 
 Parameter names are those of `transformers.XcodecModel`. Source: arXiv 2408.17175, section 3.3.
+
+A mask (B, 1, T), 1 on valid frames, keeps what lies beyond a row's end out of every convolution that reaches over it,
+so that each row of a padded batch gets what it would get alone. Without one nothing is multiplied.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcodec_lm.configs.codec import SemanticConfig
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x, zero where the mask is."""
+    return x if mask is None else x * mask
+
+
+def mask_after(conv: nn.Module, mask: Tensor | None, frames: int) -> Tensor | None:
+    """The mask (B, 1, frames) of a convolution's output: the frames that each row alone would have."""
+    if mask is None or frames == mask.shape[2]:
+        return mask
+    kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    lengths = mask.sum(dim=2, keepdim=True)  # (B, 1, 1)
+    if isinstance(conv, nn.ConvTranspose1d):
+        lengths = (lengths - 1) * stride - 2 * padding + kernel + conv.output_padding[0]
+    else:
+        lengths = (lengths + 2 * padding - kernel).div(stride, rounding_mode="floor") + 1
+    return (torch.arange(frames, device=mask.device) < lengths).to(mask.dtype)
 
 
 class ResidualUnit(nn.Module):
@@ -20,9 +42,9 @@ class ResidualUnit(nn.Module):
         self.conv1 = nn.Conv1d(channels, channels, kernel_size, padding=padding, dilation=dilation, bias=False)
         self.conv2 = nn.Conv1d(channels, channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, D, T) -> (B, D, T)."""
-        return x + self.conv2(F.elu(self.conv1(F.elu(x))))
+        return x + self.conv2(F.elu(self.conv1(masked(F.elu(x), mask))))
 
 
 class EncoderBlock(nn.Module):
@@ -34,11 +56,11 @@ class EncoderBlock(nn.Module):
         kernel = 3 if stride == 1 else 2 * stride
         self.conv = nn.Conv1d(width, out, kernel, stride, padding=(kernel - 1) // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, D, T) -> (B, D', T / stride)."""
         for unit in self.res_units:
-            x = unit(x)
-        return self.conv(x)
+            x = unit(x, mask)
+        return self.conv(masked(x, mask))
 
 
 class DecoderBlock(nn.Module):
@@ -54,11 +76,12 @@ class DecoderBlock(nn.Module):
             )
         self.res_units = nn.ModuleList(ResidualUnit(out, config.unit_kernel_size, d) for d in config.block_dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, D, T) -> (B, D', T * stride)."""
-        x = self.conv(x)
+        x = self.conv(masked(x, mask))
+        mask = mask_after(self.conv, mask, x.shape[2])
         for unit in self.res_units:
-            x = unit(x)
+            x = unit(x, mask)
         return x
 
 
@@ -73,11 +96,12 @@ class SemanticEncoder(nn.Module):
             EncoderBlock(config, widths[i], widths[i + 1], stride) for i, stride in enumerate(config.strides)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D, T) -> (B, D, T)."""
-        x = self.conv(features)
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D, T) -> (B, D, T); mask (B, 1, T) of valid frames, beyond which the result means nothing."""
+        x = self.conv(masked(features, mask))
         for block in self.conv_blocks:
-            x = block(x)
+            x = block(x, mask)
+            mask = mask_after(block.conv, mask, x.shape[2])
         return x
 
 
@@ -94,9 +118,10 @@ class SemanticDecoder(nn.Module):
         )
         self.conv2 = nn.Conv1d(config.dim, config.dim, config.kernel_size, padding=padding, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, T) -> (B, D, T)."""
-        x = self.conv1(x)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D, T) -> (B, D, T); mask (B, 1, T) of valid frames, beyond which the result means nothing."""
+        x = self.conv1(masked(x, mask))
         for block in self.conv_blocks:
-            x = block(x)
-        return self.conv2(x)
+            x = block(x, mask)
+            mask = mask_after(block.conv, mask, x.shape[2])
+        return self.conv2(masked(x, mask))

@@ -1,8 +1,9 @@
-"""A small corpus made by arithmetic: music and captioned sounds, seeded, free of anybody's rights.
+"""A small corpus made by arithmetic: music, captioned sounds and speech, seeded, free of anybody's rights.
 
-    synth.json music.jsonl music/*.flac sound.jsonl sound/*.flac
+    synth.json music.jsonl music/*.flac sound.jsonl sound/*.flac speech.jsonl speech/*.flac
 
-It is the demo's input and a playground without downloads; nobody should judge a codec by it.
+Speech needs espeak-ng and is made on request only. The corpus is the demo's input and a playground without downloads;
+nobody should judge a codec by it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from xcodec_lm.codec.clips import write_manifest
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
+from xcodec_lm.tasks.data.espeak import Espeak, find_espeak
 from xcodec_lm.tasks.data.synth_music import compose, perform
 from xcodec_lm.tasks.data.synth_sound import KINDS, make_sound
+from xcodec_lm.tasks.data.synth_speech import make_speech, split_of
 
 SYNTH_VERSION = 1
 """Raised whenever the same settings begin to give other audio."""
@@ -36,13 +39,15 @@ class SynthSettings:
     """Everything that decides a synthetic corpus.
 
     Attributes:
-        seed: the same seed gives the same files, byte for byte, on the same versions of numpy and libsndfile.
+        seed: the same seed gives the same files, byte for byte, on the same versions of numpy, libsndfile and
+            espeak-ng.
         music_clips: pieces of music, one clip each.
         sound_clips: captioned sounds.
         clip_s: length of a music clip in seconds.
         sound_s: length of a sound in seconds.
         sample_rate: in Hz.
         version: of the generator.
+        speech_clips: sentences, 1 to 6 seconds each and 2.6 on average.
     """
 
     seed: int = 0
@@ -52,12 +57,14 @@ class SynthSettings:
     sound_s: float = 4.0
     sample_rate: int = 16_000
     version: int = SYNTH_VERSION
+    speech_clips: int = 0
 
     def __post_init__(self):
-        if min(self.music_clips, self.sound_clips) < 0 or self.music_clips + self.sound_clips == 0:
+        counts = (self.music_clips, self.sound_clips, self.speech_clips)
+        if min(counts) < 0 or sum(counts) == 0:
             raise UsageError(
-                f"cannot make {self.music_clips} music clips and {self.sound_clips} sounds",
-                "ask for at least one clip of either",
+                f"cannot make {counts[0]} music clips, {counts[1]} sounds and {counts[2]} sentences",
+                "ask for at least one clip of any",
             )
         for name, value in (("clip_s", self.clip_s), ("sound_s", self.sound_s)):
             if not 0.1 <= value < math.inf:
@@ -73,17 +80,19 @@ class SynthResult:
     Attributes:
         music: its music manifest; there is no such file when it has no music.
         sound: its sound manifest; there is no such file when it has no sounds.
+        speech: its speech manifest; there is no such file when it has no speech.
         made: False when it was there already.
     """
 
     music: Path
     sound: Path
+    speech: Path
     made: bool
 
     @property
     def manifests(self) -> list[Path]:
         """The manifests that exist."""
-        return [path for path in (self.music, self.sound) if path.is_file()]
+        return [path for path in (self.music, self.sound, self.speech) if path.is_file()]
 
 
 def synth(
@@ -94,6 +103,7 @@ def synth(
     clip_s: float = 12.0,
     sound_s: float = 4.0,
     sample_rate: int = 16_000,
+    speech_clips: int = 0,
 ) -> SynthResult:
     """Makes a synthetic corpus, or finds the one that the same settings made before.
 
@@ -105,26 +115,34 @@ def synth(
         clip_s: length of a music clip in seconds.
         sound_s: length of a sound in seconds.
         sample_rate: in Hz.
+        speech_clips: sentences; one of ten is for testing, in a voice that no other split has.
 
     Raises:
         UsageError: settings that make no corpus.
-        XcodecLMError: the folder holds something else, or cannot be written.
+        XcodecLMError: the folder holds something else, or cannot be written; speech is wanted and there is no
+            espeak-ng.
     """
-    settings = SynthSettings(seed, music_clips, sound_clips, clip_s, sound_s, sample_rate)
+    settings = SynthSettings(seed, music_clips, sound_clips, clip_s, sound_s, sample_rate, speech_clips=speech_clips)
     out = Path(out)
-    result = SynthResult(out / "music.jsonl", out / "sound.jsonl", made=True)
+    result = SynthResult(out / "music.jsonl", out / "sound.jsonl", out / "speech.jsonl", made=True)
     if _is_complete(out, settings, result):
         say(f"synth: {out} is there already, made with the same settings")
-        return SynthResult(result.music, result.sound, made=False)
+        return replace(result, made=False)
+    parts = [(result.music, _music(out, settings)), (result.sound, _sounds(out, settings))]
+    folders = [out, out / "music", out / "sound"]
+    if speech_clips:
+        find_espeak()  # refuses before anything is made
+        parts.append((result.speech, _speech(out, settings)))
+        folders.append(out / "speech")
     try:
-        for folder in (out, out / "music", out / "sound"):
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         _write_settings(out, settings, complete=False)
     except OSError as error:
         raise XcodecLMError(f"cannot write {out}: {error.strerror}", "choose another folder with --out") from None
-    with Progress("synth", music_clips + sound_clips) as progress:
+    with Progress("synth", music_clips + sound_clips + speech_clips) as progress:
         done = 0
-        for manifest, rows in ((result.music, _music(out, settings)), (result.sound, _sounds(out, settings))):
+        for manifest, rows in parts:
             made = []
             for row in rows:
                 made.append(row)
@@ -146,7 +164,7 @@ def _is_complete(out: Path, settings: SynthSettings, result: SynthResult) -> boo
         return False
     try:
         found: dict[str, Any] = json.loads((out / "synth.json").read_text(encoding="utf-8"))
-        there, complete = found["settings"], bool(found["complete"])
+        there, complete = {"speech_clips": 0, **found["settings"]}, bool(found["complete"])
     except (OSError, ValueError, KeyError, TypeError):
         there, complete = "unknown ones, synth.json cannot be read", False
     if there != asdict(settings):
@@ -154,7 +172,7 @@ def _is_complete(out: Path, settings: SynthSettings, result: SynthResult) -> boo
             f"{out} holds a corpus made with other settings: {there}",
             "choose another folder with --out, or remove this one",
         )
-    parts = (("music", settings.music_clips), ("sound", settings.sound_clips))
+    parts = (("music", settings.music_clips), ("sound", settings.sound_clips), ("speech", settings.speech_clips))
     return complete and all(
         len(list((out / name).glob("*.flac"))) == count and (out / f"{name}.jsonl").is_file() == (count > 0)
         for name, count in parts
@@ -196,6 +214,15 @@ def _sounds(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
         audio, caption = make_sound(kind, rng, settings.sound_s, settings.sample_rate)
         own = {"caption": caption, "label": kind.label, "recording": name}
         yield _save(out, "sound", name, audio, split, settings) | own
+
+
+def _speech(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
+    with Espeak() as engine:
+        for index in range(settings.speech_clips):
+            name = f"synth-speech-{index:04d}"
+            audio, voice, text = make_speech(engine, settings.seed, index, settings.sample_rate)
+            own = {"text": text, "language": voice.language, "speaker": voice.name}
+            yield _save(out, "speech", name, audio, split_of(index), settings) | own
 
 
 def _random(settings: SynthSettings, *key: str | int) -> np.random.Generator:

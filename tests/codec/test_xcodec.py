@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xcodec_lm.codec import load_codec, xcodec
+from xcodec_lm.codec import batching, load_codec, xcodec
 from xcodec_lm.codec.nn import acoustic
 from xcodec_lm.codec.semantic import teacher_features, windows
 from xcodec_lm.codec.tokens import AudioTokenizer
@@ -43,6 +43,88 @@ def test_batches_of_any_lengths_equal_singles(codec, lengths):
         assert not audio[row, :, length:].any()
 
 
+def test_rows_of_very_different_lengths_share_a_masked_batch(codec, monkeypatch):
+    monkeypatch.setattr(batching, "LEAST_FULL", {"cpu": 0.0})
+    lengths = [1, 16_000, 700, 320, 9_999, 12_345]
+    seen = []
+    encoder = type(codec.acoustic_encoder).forward
+    monkeypatch.setattr(
+        type(codec.acoustic_encoder),
+        "forward",
+        lambda self, wav, n=None: seen.append(len(wav)) or encoder(self, wav, n),
+    )
+    wav = noise(len(lengths), 1, max(lengths), seed=3)
+    tokens = codec.encode(wav, torch.tensor(lengths))
+    assert seen == [len(lengths)]
+    audio, _ = codec.decode(tokens)
+    for row, length in enumerate(lengths):
+        single = codec.encode(wav[row : row + 1, :, :length])
+        assert torch.equal(single.codes[0], tokens.row(row).codes[0])
+        torch.testing.assert_close(codec.decode(single)[0][0], audio[row, :, :length], rtol=0, atol=1e-5)
+
+
+def test_masked_long_rows_pass_in_chunks(codec, monkeypatch):
+    monkeypatch.setattr(batching, "LEAST_FULL", {"cpu": 0.0})
+    lengths = [320 * 150, 320 * 90 + 5]
+    wav = noise(2, 1, max(lengths), seed=4)
+    singles = [codec.encode(wav[row : row + 1, :, :length]) for row, length in enumerate(lengths)]
+    sounds = [codec.decode(single)[0] for single in singles]
+    monkeypatch.setattr(xcodec, "frames_at_once", lambda *_: 60)
+    monkeypatch.setattr(xcodec, "buckets", lambda frames, limit, device: iter([list(range(len(frames)))]))
+    tokens = codec.encode(wav, torch.tensor(lengths))
+    audio, _ = codec.decode(tokens)
+    for row, (single, sound) in enumerate(zip(singles, sounds, strict=True)):
+        assert torch.equal(single.codes[0], tokens.row(row).codes[0])
+        torch.testing.assert_close(sound[0], audio[row, :, : lengths[row]], rtol=0, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(frames=st.lists(st.integers(1, 500), min_size=1, max_size=20), limit=st.integers(1, 2000))
+def test_every_row_is_in_one_bucket_that_fits(frames, limit):
+    found = list(batching.buckets(frames, limit, torch.device("cpu")))
+    assert sorted(row for bucket in found for row in bucket) == list(range(len(frames)))
+    for bucket in found:
+        longest = max(frames[row] for row in bucket)
+        assert len(bucket) == 1 or longest * len(bucket) <= limit
+        assert min(frames[row] for row in bucket) >= batching.LEAST_FULL["cpu"] * longest
+
+
+def test_features_are_those_that_the_codec_computes_with(codec):
+    wav = noise(2, 1, 8000)
+    lengths = torch.tensor([8000, 5000])
+    tokens = codec.encode(wav, lengths)
+    latents = codec.extract(wav, "pre_vq", lengths=lengths)
+    assert latents.lengths.tolist() == tokens.lengths.tolist() == [25, 16]
+    assert latents.frame_rate == codec.spec.frame_rate and not latents.values[1, :, 16:].any()
+    assert torch.equal(codec.quantizer.encode(latents.values[1:, :, :16])[0], tokens.row(1).codes[0])
+    books = codec.quantizer.codebooks()
+    by_hand = books[0].embed[tokens.codes[0, 0]] + books[1].embed[tokens.codes[0, 1]]
+    torch.testing.assert_close(codec.extract(tokens, "post_vq", n_q=2).values[0].t(), by_hand)
+    torch.testing.assert_close(codec.extract(wav, "post_vq", 2, lengths).values[0].t(), by_hand)
+    for name in codec.features:
+        values = codec.extract(wav, name, lengths=lengths).values
+        assert values.shape[2] == 25 and values.abs().sum() > 0 and not values[1, :, 16:].any()
+        alone = codec.extract(wav[1:, :, :5000], name).values
+        torch.testing.assert_close(values[1:, :, :16], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TokenError, match="no feature"):
+        codec.extract(wav, "mfcc")
+    with pytest.raises(TokenError, match="before the quantizer"):
+        codec.extract(tokens, "pre_vq")
+
+
+def test_streams_with_full_look_ahead_equal_offline(codec):
+    wav = noise(1, 1, 320 * 80 - 7)
+    tokens = codec.encode(wav)
+    stream = codec.stream_decoder()
+    parts = [stream.push(part) for part in tokens.codes.split(7, dim=2)]
+    streamed = torch.cat([*parts, stream.flush()], dim=2)
+    torch.testing.assert_close(streamed[..., : wav.shape[2]], codec.decode(tokens)[0], rtol=0, atol=1e-5)
+    if not codec.has_semantics:
+        encoder = codec.stream_encoder()
+        codes = torch.cat([*(encoder.push(part) for part in wav.split(1111, dim=2)), encoder.flush()], dim=2)
+        assert torch.equal(codes, tokens.codes)
+
+
 def test_what_lies_beyond_a_length_is_not_heard(codec):
     wav = noise(1, 1, 4000)
     loud = wav.clone()
@@ -55,8 +137,7 @@ def test_chunked_encoding_and_decoding_equal_the_whole(codec, monkeypatch):
     wav = noise(1, 1, 320 * 400)
     whole = codec.encode(wav)
     audio = codec.decode(whole)[0]
-    monkeypatch.setattr(xcodec, "WHOLE_ENCODE_S", 1.0)
-    monkeypatch.setattr(codec, "_frames_at_once", lambda *_: 37)
+    monkeypatch.setattr(xcodec, "frames_at_once", lambda *_: 37)
     assert torch.equal(codec.encode(wav).codes, whole.codes)
     chunked = codec.decode(whole)[0]
     assert (chunked - audio).abs().max() <= 1e-5 * audio.abs().max()

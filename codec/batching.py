@@ -1,0 +1,82 @@
+"""How audio of many lengths is cut into pieces that fit: buckets of rows, windows of time.
+
+Neither changes a result. Rows of a bucket are padded and masked; windows carry the context that their core needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+ACTIVATION_BYTES = 32 * 2**20
+"""Largest activation on a CPU: beyond it the C library maps fresh pages for every tensor, which costs a third of the
+time of decoding."""
+ACTIVATION_BYTES_GPU = 2**31
+"""Largest activation elsewhere, where only memory limits it."""
+LEAST_FULL = {"cpu": 0.75}
+"""Share of the longest row's length that every row of a bucket has at least; a CPU gains little from more rows."""
+LEAST_FULL_GPU = 0.4
+
+
+def frames_at_once(floats_per_frame: int, device: torch.device) -> int:
+    """Frames whose widest activation stays within what the device takes well, over all rows.
+
+    Args:
+        floats_per_frame: size of the widest activation of a stack, per frame.
+        device: where it runs.
+    """
+    budget = ACTIVATION_BYTES if device.type == "cpu" else ACTIVATION_BYTES_GPU
+    return max(100, budget // (4 * floats_per_frame))
+
+
+def buckets(frames: list[int], limit: int, device: torch.device) -> Iterator[list[int]]:
+    """Rows that are worth computing together, longest first.
+
+    Args:
+        frames: of each row.
+        limit: frames of a bucket with its padding; a single row may have more.
+        device: where it runs.
+
+    Yields:
+        Indices of rows; every row is in one bucket.
+    """
+    least_full = LEAST_FULL.get(device.type, LEAST_FULL_GPU)
+    order = sorted(range(len(frames)), key=lambda row: -frames[row])
+    bucket: list[int] = []
+    for row in order:
+        longest = frames[bucket[0]] if bucket else 0
+        if bucket and (frames[row] < least_full * longest or longest * (len(bucket) + 1) > limit):
+            yield bucket
+            bucket = []
+        bucket.append(row)
+    if bucket:
+        yield bucket
+
+
+def windows(total: int, core: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cuts `total` frames into cores with context.
+
+    Yields:
+        (start, stop, left, right): frames start..stop are the core, left..right what must be seen for it.
+    """
+    for start in range(0, total, core):
+        stop = min(total, start + core)
+        yield start, stop, max(0, start - halo), min(total, stop + halo)
+
+
+def keep(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, C, L) with zeros beyond each row's length; with None, x as it is.
+
+    Padded convolutions see zeros beyond the end of a row that is alone. Masking before each of them gives the rows of
+    a batch the same.
+    """
+    if lengths is None:
+        return x
+    return x * (torch.arange(x.shape[-1], device=x.device) < lengths[:, None])[:, None]
+
+
+def uneven(lengths: list[int], device: torch.device) -> Tensor | None:
+    """Lengths as `keep` wants them: (B,), or None when all are equal and nothing needs masking."""
+    return None if len(set(lengths)) == 1 else torch.tensor(lengths, device=device)

@@ -1,0 +1,141 @@
+"""Commands of the noun `codec`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.tasks.commands.common import (
+    Device,
+    OutFile,
+    Result,
+    load_codec_for,
+    note,
+    say_conversions,
+    train_command,
+)
+
+
+def codec_train(argv: list[str]) -> Result | int:
+    """The command `codec train`."""
+    return train_command("codec", "xcodec", argv)
+
+
+def codec_encode(
+    audio: Positional[Path], /, codec: str, out: OutFile, n_q: int | None = None, device: Device = "auto"
+) -> Result:
+    """Encodes an audio file of any rate, channel count and format into a .tokens file.
+
+    Args:
+        audio: the recording.
+        codec: run folder, model folder or hub id.
+        out: the .tokens file to write.
+        n_q: layers to keep; all by default.
+        device: where to compute.
+    """
+    from xcodec_lm.codec.audio import load_audio
+
+    model = load_codec_for(codec, device)
+    recording = load_audio(audio, model.spec.sample_rate)
+    say_conversions(audio, recording.conversions)
+    tokens = model.encode(recording.wav[None].to(model.device), n_q=n_q)
+    tokens.save(out)
+    seconds = recording.wav.shape[1] / recording.sample_rate
+    spec = tokens.spec
+    return Result(
+        f"{out}: {int(tokens.lengths[0])} frames x {spec.n_q} codes for {seconds:.2f} s, {spec.bitrate_kbps:.2f} kbps",
+        {"tokens": str(out), "frames": int(tokens.lengths[0]), "n_q": spec.n_q, "seconds": seconds,
+         "conversions": list(recording.conversions), "fingerprint": spec.fingerprint},
+    )  # fmt: skip
+
+
+def codec_decode(
+    tokens: Positional[Path], /, codec: str, out: OutFile, n_q: int | None = None, device: Device = "auto"
+) -> Result:
+    """Decodes a .tokens file into audio.
+
+    Args:
+        tokens: the .tokens file.
+        codec: the codec that made it; another one is refused.
+        out: the audio file to write; its ending names the format.
+        n_q: layers to use; all that the file has by default.
+        device: where to compute.
+    """
+    from xcodec_lm.codec.audio import save_audio
+    from xcodec_lm.codec.tokens import AudioTokens
+
+    stored = AudioTokens.load(tokens)
+    model = load_codec_for(codec, device, decode_only=True)
+    wav, lengths = model.decode(stored if n_q is None else stored.take(n_q))
+    clipped = save_audio(out, wav[0, :, : int(lengths[0])], model.spec.output_sample_rate)
+    if clipped:
+        note(f"{out}: {clipped} samples beyond full scale were clipped")
+    seconds = int(lengths[0]) / model.spec.output_sample_rate
+    return Result(f"{out}: {seconds:.2f} s", {"audio": str(out), "seconds": seconds, "clipped": clipped})
+
+
+def codec_info(codec: Positional[str], /, verify: bool = False) -> Result:
+    """Shows what a codec is.
+
+    Args:
+        codec: run folder, model folder or hub id.
+        verify: compute the fingerprint from the weights and compare it with the stated one.
+    """
+    from xcodec_lm.codec.load import count_parameters, find_codec, verify_fingerprint
+    from xcodec_lm.codec.semantic import UNTRAINED_NOTICE, is_untrained
+
+    model = load_codec_for(codec, "cpu")
+    spec, teacher = model.spec, model.semantic_config.teacher
+    parts = {name: count_parameters(module) for name, module in model.named_children()}
+    data = {
+        "name": spec.name, "sample_rate": spec.sample_rate, "frame_rate": float(spec.frame_rate), "n_q": spec.n_q,
+        "codebook_size": spec.codebook_sizes[0], "bitrate_kbps": spec.bitrate_kbps, "teacher": teacher,
+        "lookahead_frames": model.lookahead_frames, "parameters": sum(parts.values()), "parts": parts,
+        "fingerprint": spec.fingerprint, "folder": str(find_codec(codec)),
+    }  # fmt: skip
+    listing = ", ".join(f"{key} {value / 1e6:.2f}" for key, value in parts.items() if value)
+    lines = [
+        f"{spec.name}: {spec.sample_rate} Hz, {float(spec.frame_rate):g} frames/s, "
+        f"{spec.n_q} x {spec.codebook_sizes[0]} codes, {spec.bitrate_kbps:g} kbps",
+        f"teacher: {teacher}" + (f" ({UNTRAINED_NOTICE})" if is_untrained(teacher) else ""),
+        f"parameters: {sum(parts.values()) / 1e6:.2f} M ({listing})",
+        f"fingerprint: {spec.fingerprint}",
+    ]
+    if verify:
+        stated, computed = verify_fingerprint(find_codec(codec))
+        data["verified"] = stated == computed
+        if stated != computed:
+            raise XcodecLMError(f"{codec}: config.json states fingerprint {stated}, the weights have {computed}")
+        lines.append("verified: the weights have this fingerprint")
+    return Result("\n".join(lines), data)
+
+
+def codec_eval(
+    codec: Positional[str], manifest: Positional[Path], /, split: Literal["train", "dev", "test", "all"] = "test",
+    clip_s: float | None = None, device: Device = "auto",
+) -> Result:  # fmt: skip
+    """Measures reconstructions of a manifest's recordings beside silence, white noise and shaped noise.
+
+    Args:
+        codec: run folder, model folder or hub id.
+        manifest: JSON lines.
+        split: which rows.
+        clip_s: take at most this much of each recording.
+        device: where to compute.
+    """
+    from xcodec_lm.codec.audio import load_audio
+    from xcodec_lm.codec.clips import read_manifests
+    from xcodec_lm.codec.evaluate import evaluate, format_evaluation, to_dict
+
+    model = load_codec_for(codec, device)
+    clips = read_manifests([manifest], None if split == "all" else split)
+    if not clips:
+        raise XcodecLMError(f"{manifest}: no row has split: {split}", "choose another with --split")
+    target = model.device
+    wavs = [load_audio(clip.path, model.spec.sample_rate, duration_s=clip_s).wav.to(target) for clip in clips]
+    n_qs = tuple(n for n in (1, 2, 4, 8) if n <= model.spec.n_q)
+    result = evaluate(model, wavs, n_qs)
+    return Result(format_evaluation(result), to_dict(result))

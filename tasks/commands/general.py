@@ -1,0 +1,56 @@
+"""Commands without a noun: the demo, presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from xcodec_lm import configs
+from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.tasks.commands.common import (
+    Result,
+)
+
+
+def demo(out: Path = Path("runs/demo"), corpus: Path | None = None, quick: bool = False, seed: int = 0) -> Result:
+    """Runs the whole path in under ten minutes: corpus, codec, tokens, language model, continuations, report.
+
+    Args:
+        out: folder of the demo; a second call continues where the first stopped.
+        corpus: a manifest of real recordings instead of the synthetic ones.
+        quick: all stages at a size of a minute; what it makes is not worth hearing.
+        seed: of everything.
+    """
+    from xcodec_lm.tasks.demo.pipeline import run_demo
+
+    report = run_demo(out, corpus, quick, seed)
+    return Result(f"report: {report}", {"report": str(report)})
+
+
+def presets(
+    action: Positional[Literal["ls", "show", "cp"]] = "ls",
+    name: Positional[str] = "",
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None,
+) -> Result:
+    """Lists presets, shows one, or copies one to a file to edit.
+
+    Args:
+        action: ls, show or cp.
+        name: the preset, as family/size.
+        out: where cp writes; default SIZE.yaml.
+    """
+    if action == "ls":
+        return Result("\n".join(configs.presets()), configs.presets())
+    text = configs.preset_text(name)
+    if action == "show":
+        return Result(text.rstrip(), configs.to_dict(configs.load(name, configs.FAMILIES[name.split("/")[0]])))
+    target = out or Path(f"{name.split('/')[1]}.yaml")
+    if target.exists():
+        raise XcodecLMError(f"{target} exists already", "name another file with -o")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {target}: {error.strerror}", "choose another file with -o") from None
+    return Result(f"{target}", {"file": str(target)})

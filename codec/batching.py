@@ -5,7 +5,7 @@ Neither changes a result. Rows of a bucket are padded and masked; windows carry 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -66,6 +66,23 @@ def windows(total: int, core: int, halo: int) -> Iterator[tuple[int, int, int, i
         yield start, stop, max(0, start - halo), min(total, stop + halo)
 
 
+def equal_windows(total: int, size: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
+    """As `windows`, but every window has `size` frames, which one compiled program serves.
+
+    Args:
+        total: frames, at least `size`.
+        size: of a window with its context; more than twice the halo.
+        halo: context.
+    """
+    start = 0
+    while start < total:
+        left = min(max(0, start - halo), total - size)
+        right = left + size
+        stop = total if right == total else right - halo
+        yield start, stop, left, right
+        start = stop
+
+
 def keep(x: Tensor, lengths: Tensor | None) -> Tensor:
     """(B, C, L) with zeros beyond each row's length; with None, x as it is.
 
@@ -80,3 +97,40 @@ def keep(x: Tensor, lengths: Tensor | None) -> Tensor:
 def uneven(lengths: list[int], device: torch.device) -> Tensor | None:
     """Lengths as `keep` wants them: (B,), or None when all are equal and nothing needs masking."""
     return None if len(set(lengths)) == 1 else torch.tensor(lengths, device=device)
+
+
+def in_windows(
+    stack: Callable[..., Tensor], x: Tensor, lengths: Tensor | None, rates: tuple[int, int], halo: int, core: int
+) -> Tensor:
+    """What a stack of convolutions makes of long rows, in windows whose context makes them exact.
+
+    Args:
+        stack: of (B, C, L) and lengths, as `nn.acoustic.Encoder` and `Decoder`.
+        x: (B, C, L).
+        lengths: (B,) of padded rows, in positions of x, or None.
+        rates: positions of x, and of the result, per frame.
+        halo: frames of context.
+        core: frames of a window without it.
+    """
+    parts = []
+    before, after = rates
+    for start, stop, left, right in windows(x.shape[2] // before, core, halo):
+        here = None if lengths is None else (lengths - left * before).clamp(0, (right - left) * before)
+        y = stack(x[:, :, left * before : right * before], here)
+        parts.append(y[:, :, (start - left) * after : (stop - left) * after])
+    return torch.cat(parts, dim=2)
+
+
+def in_equal_windows(
+    stack: Callable[[Tensor], Tensor], x: Tensor, rates: tuple[int, int], halo: int, size: int
+) -> Tensor:
+    """The same for a compiled stack, row by row, in windows of `size` frames; rows are full and at least that long."""
+    rows = []
+    before, after = rates
+    for row in x.split(1):
+        parts = []
+        for start, stop, left, right in equal_windows(x.shape[2] // before, size, halo):
+            y = stack(row[:, :, left * before : right * before].contiguous())
+            parts.append(y[:, :, (start - left) * after : (stop - left) * after])
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows)

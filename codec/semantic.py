@@ -124,7 +124,7 @@ def check_layers(teacher: nn.Module, layers: Literal["mean"] | int) -> None:
         ConfigError: `layers` is neither `mean` nor in 0..number of layers.
     """
     last = teacher.config.num_hidden_layers
-    if layers != "mean" and not (isinstance(layers, int) and 0 <= layers <= last):
+    if layers != "mean" and not (type(layers) is int and 0 <= layers <= last):
         raise ConfigError(
             f"semantic.layers is {layers!r}, but the teacher has hidden states 0..{last}",
             "give one of these, or mean",

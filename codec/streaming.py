@@ -190,7 +190,6 @@ class WindowedStreamDecoder(_WindowedStream):
         super()._append(new)
 
     def _check(self, codes: Tensor) -> None:
-        spec = self.codec.spec
         self._check_open()
         if not isinstance(codes, Tensor) or codes.dtype != torch.int64:
             raise TokenError(f"codes must be an int64 tensor, got {getattr(codes, 'dtype', type(codes).__name__)}")
@@ -204,8 +203,6 @@ class WindowedStreamDecoder(_WindowedStream):
         tokens = self._tokens(codes)  # checks the number of layers
         if codes.shape[2]:
             tokens.check_range()
-        elif not 1 <= codes.shape[1] <= len(spec.tracks) * spec.n_q:
-            raise TokenError(f"{codes.shape[1]} rows of codes do not fit the {spec.n_q} quantizers of {spec.name}")
 
     def _tokens(self, codes: Tensor) -> AudioTokens:
         spec = self.codec.spec
@@ -309,9 +306,7 @@ class WindowedStreamEncoder(_WindowedStream):
                 continue
             wav = torch.stack([self._rows[i].buffer[:, :samples] for i in members])
             codes = self.codec.encode(wav, n_q=self.spec.n_q).codes
-            parts |= {
-                i: row[:, first.history : first.history + ready] for i, row in zip(members, codes, strict=True)
-            }
+            parts |= {i: row[:, first.history : first.history + ready] for i, row in zip(members, codes, strict=True)}
         return self._joined(parts, empty, 1)
 
 

@@ -14,7 +14,7 @@ In the transformer, frames beyond a row's end are zero before the positional con
 Attention is global, so beyond `window_s` the teacher hears windows with context; the convolutions stay exact.
 
 Source: the features are the unweighted mean of all hidden states (arXiv 2408.17175, section 4.1.2) or one of them
-(X-Codec 2, arXiv 2502.04128, section 3.1), on audio padded by half a hop on both sides.
+(X-Codec 2, arXiv 2502.04128), on audio padded by half a hop on both sides.
 """
 
 from __future__ import annotations

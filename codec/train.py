@@ -9,7 +9,7 @@ Source: arXiv 2408.17175 section 3.1 and the public training code; where that is
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,10 +26,15 @@ from xcodec_lm.codec.runtime.order import DataOrder, derive_seed, generator
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.runtime.run import Run, RunOptions
 from xcodec_lm.codec.semantic import UNTRAINED_NOTICE, build_teacher, is_untrained, quiet_transformers
+from xcodec_lm.codec.warm_start import start_from
 from xcodec_lm.codec.xcodec import XCodec
 from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError
 
+CROP_DRAWS = 4
+"""Places of a recording that are tried for a crop that is not silent."""
+QUIET = 1e-3
+"""RMS level (-60 dB) under which a crop counts as silent."""
 SAMPLES_KEPT = 3
 """Validation clips whose reconstructions are written at every validation."""
 CACHE_BYTES = 512 * 2**20
@@ -65,9 +70,11 @@ def build_codec(config: CodecTrainConfig) -> XCodec:
     with quiet_transformers():
         teacher = None if config.semantic.teacher == "none" else build_teacher(config.semantic)
     torch.manual_seed(derive_seed(config.run.seed, "codec"))
-    codec = XCodec(config.model, config.semantic, teacher)
+    codec = XCodec(replace(config.model, start_from=""), config.semantic, teacher)
     torch.manual_seed(derive_seed(config.run.seed, "acoustic"))
     codec.init_for_training()
+    if config.model.start_from:
+        start_from(codec, config.model.start_from)
     return codec
 
 
@@ -114,6 +121,8 @@ class Crops:
     """Training crops and validation clips of the manifests.
 
     Crop k of the run is a function of the seed and k alone. A recording counts once for every crop length it holds.
+    Recordings shorter than a crop are followed by others that are, and silent stretches are passed over: in digital
+    silence log spectra have gradients a thousand times those of sound, and clipping would leave nothing else of a step.
     """
 
     def __init__(self, config: CodecTrainConfig):
@@ -127,21 +136,26 @@ class Crops:
             raise ConfigError(f"{', '.join(data.manifests)}: no row has split: train")
         self.items = [clip for clip in clips for _ in range(max(1, int(clip.duration_s // data.crop_s)))]
         self.recordings, self.seconds = len(clips), sum(clip.duration_s for clip in clips)
+        self.short = [clip for clip in clips if clip.duration_s < data.crop_s]
         self.order = DataOrder(len(self.items), self.seed)
         self._cache: dict[Path, Tensor] = {}
         self._cached_bytes = 0
 
     def __getitem__(self, position: int) -> Tensor:
         """Crop (1, N) number `position` of the run."""
-        clip = self.items[self.order[position]]
-        room = torch.rand((), generator=generator(self.seed, "crop", position)).item()
-        wav = self._recording(clip)
-        if wav.shape[1] > self.samples:
-            start = int(room * (wav.shape[1] - self.samples + 1))
-            wav = wav[:, start : start + self.samples]
-        else:
-            wav = nn.functional.pad(wav, (0, self.samples - wav.shape[1]))
-        return wav * self.config.gain
+        rng = generator(self.seed, "crop", position)
+        wav = self._recording(self.items[self.order[position]])
+        while wav.shape[1] < self.samples and self.short:
+            other = self.short[int(torch.randint(len(self.short), (), generator=rng))]
+            wav = torch.cat([wav, self._recording(other)], dim=1)
+        wav = nn.functional.pad(wav, (0, max(0, self.samples - wav.shape[1])))
+        crops = []
+        for _ in range(CROP_DRAWS):
+            start = int(torch.rand((), generator=rng).item() * (wav.shape[1] - self.samples + 1))
+            crops.append(wav[:, start : start + self.samples])
+            if crops[-1].square().mean().sqrt() >= QUIET:
+                break
+        return max(crops, key=lambda crop: crop.square().mean().item()) * self.config.gain
 
     def validation(self) -> list[Tensor]:
         """The fixed validation clips, (1, N_i) each."""
@@ -251,7 +265,7 @@ class Trainer:
         disc = run.accelerator.prepare_model(self.disc) if self.adversarial else self.disc
         for step in run.steps(done):
             batch = next(batches).to(run.device)
-            if step == 0:
+            if step == 0 and not config.model.start_from:
                 self._initialize_codebooks(batch)
             metrics = self._step(step, model, disc, batch)
             if run.due(step, config.run.log_every):

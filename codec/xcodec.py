@@ -16,7 +16,7 @@ Source: arXiv 2408.17175, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from xcodec_lm.codec import semantic as teachers
 from xcodec_lm.codec.audio import check_wav
-from xcodec_lm.codec.batching import buckets, frames_at_once, keep, uneven, windows
+from xcodec_lm.codec.batching import buckets, frames_at_once, in_equal_windows, in_windows, keep, uneven, windows
 from xcodec_lm.codec.nn.acoustic import Decoder, Encoder, add_weight_norm, folded_state, init_convolutions
 from xcodec_lm.codec.nn.rvq import ResidualVectorQuantizer
 from xcodec_lm.codec.nn.semantic import SemanticDecoder, SemanticEncoder
@@ -35,6 +35,10 @@ from xcodec_lm.codec.tokens import AudioTokens, Features, TokenSpec, stack_codes
 from xcodec_lm.configs.codec import CodecModelConfig, SemanticConfig
 from xcodec_lm.configs.errors import ConfigError, TokenError
 
+WHOLE_FRAMES = 1000
+"""Frames (20 s) up to which both branches are joined and quantized in one piece, in the arithmetic of the peer."""
+COMPILED_FRAMES = 150
+"""Frames of a chunk of compiled stacks, context included: 3 s at 50 frames/s."""
 STREAM_CONTEXT_FRAMES, STREAM_LOOKAHEAD_FRAMES = 200, 50
 """What a streaming encoder with a teacher sees around the frames that it gives out; not exact, since attention is
 global."""
@@ -55,6 +59,23 @@ class TrainingOutput:
     codes: Tensor
     commitment: Tensor
     semantic: Tensor
+
+
+@dataclass
+class Heard:
+    """A teacher's features.
+
+    Attributes:
+        values: (B, T, D).
+        frames: of each row, before padding.
+    """
+
+    values: Tensor
+    frames: list[int]
+
+    def part(self, start: int, stop: int) -> Heard:
+        """Frames start..stop."""
+        return Heard(self.values[:, start:stop], [min(max(count - start, 0), stop - start) for count in self.frames])
 
 
 class XCodec(nn.Module):
@@ -108,6 +129,7 @@ class XCodec(nn.Module):
             hop_samples=model.hop_samples,
             codebook_sizes=(model.quantizer.codebook_size,) * model.quantizer.n_q,
         )
+        self._compiled: dict[str, Callable[[Tensor], Tensor]] = {}
         self.transformers_config: dict[str, Any] | None = (
             None  # of a codec that came from transformers, to save it back
         )
@@ -143,8 +165,8 @@ class XCodec(nn.Module):
             wav: (B, 1, N), N a whole number of hops.
             features: (B, T, D) of the teacher; None for the twin.
         """
-        acoustic = self.acoustic_encoder(wav)
-        return self._join(acoustic, features)
+        heard = None if features is None else Heard(features, [features.shape[1]])
+        return self.join(self.acoustic_encoder(wav), heard)
 
     def forward(self, wav: Tensor, n_q: int) -> TrainingOutput:
         """One training pass with `n_q` layers; wav is (B, 1, N) with N a whole number of hops."""
@@ -171,6 +193,13 @@ class XCodec(nn.Module):
                 self.semantic_model, wav.float(), config.hop_samples, config.sample_rate,
                 semantic.window_s, lengths, semantic.layers,
             )  # fmt: skip
+
+    def compile_stacks(self) -> None:
+        """Has torch compile the acoustic stacks for chunks of one shape, half a minute each at their first use."""
+        stacks = {"decoder": self.acoustic_decoder}
+        if not self.decode_only:
+            stacks["encoder"] = self.acoustic_encoder
+        self._compiled = {name: torch.compile(stack, dynamic=False) for name, stack in stacks.items()}
 
     # ------------------------------------------------------------------ token interface
 
@@ -218,8 +247,8 @@ class XCodec(nn.Module):
         lengths = check_wav(wav, lengths, self.spec.sample_rate, sample_rate)
         spec = self.spec if n_q is None else self.spec.take(n_q)
         rows: list[Tensor] = [wav.new_zeros(0)] * len(wav)
-        for members, latents, frames in self._latent_buckets(wav, lengths):
-            codes = self.quantizer.encode(latents, spec.n_q)
+        for members, acoustic, features, frames in self.branches(wav, lengths):
+            codes = self._codes(acoustic, features, frames, spec.n_q)
             for index, row, count in zip(members, codes, frames, strict=True):
                 rows[index] = row[:, :count]
         return stack_codes(rows, spec, lengths.to(self.device))
@@ -287,57 +316,22 @@ class XCodec(nn.Module):
         names = ("post_vq", "fc_post2") if self.decode_only else ("pre_vq", "post_vq", "fc_post2")
         return names + (("fc_post1", "sem_decoder", "ssl") if self.has_semantics and not self.decode_only else ())
 
-    @torch.inference_mode()
     def extract(
         self, source: AudioTokens | Tensor, feature: str, n_q: int | None = None, lengths: Tensor | None = None
     ) -> Features:
-        """Vectors over time, for probes and ABX.
+        """Vectors over time, for probes and ABX; see `codec.xcodec_features.extract`."""
+        from xcodec_lm.codec.xcodec_features import extract
 
-        Args:
-            source: tokens, or wav (B, 1, N); `pre_vq` and `ssl` exist before the quantizer and need wav.
-            feature: `pre_vq` what is quantized; `post_vq` sum of the first `n_q` codes' vectors; `fc_post1` and
-                `fc_post2` what either decoder is given; `sem_decoder` the restored features of the teacher; `ssl`
-                those of the teacher itself.
-            n_q: layers; None for all that there are.
-            lengths: (B,) valid samples of wav.
-
-        Raises:
-            TokenError: a feature that this codec, or this source, does not have.
-        """
-        if feature not in self.features:
-            raise TokenError(f"{self.spec.name} has no feature {feature!r}", f"it has {', '.join(self.features)}")
-        if feature in ("pre_vq", "ssl"):
-            if isinstance(source, AudioTokens):
-                raise TokenError(f"{feature!r} comes before the quantizer; tokens no longer hold it", "give wav")
-            lengths = check_wav(source, lengths, self.spec.sample_rate, None)
-            rows: list[Tensor] = [source.new_zeros(0)] * len(source)
-            for members, values, frames in self._latent_buckets(source, lengths, teacher_only=feature == "ssl"):
-                for index, row, count in zip(members, values, frames, strict=True):
-                    rows[index] = row[:, :count]
-            counts = torch.tensor([row.shape[1] for row in rows], device=self.device)
-            values = nn.utils.rnn.pad_sequence([row.t() for row in rows], batch_first=True).transpose(1, 2)
-            return Features(values, counts, self.spec.frame_rate)
-        tokens = source if isinstance(source, AudioTokens) else self.encode(source, lengths, n_q)
-        self.spec.check_same_codec(tokens.spec, "the token batch")
-        tokens.check_range()
-        tokens = (tokens if n_q is None else tokens.take(n_q)).to(self.device)
-        values = self.quantizer.decode(tokens.codes)  # (B, D, T)
-        mask = keep(torch.ones_like(values[:, :1]), tokens.lengths)
-        if feature == "fc_post2":
-            values = self.fc2(values.transpose(1, 2)).transpose(1, 2)
-        elif feature != "post_vq":
-            values = self.fc1(values.transpose(1, 2)).transpose(1, 2)
-            if feature == "sem_decoder":
-                values = self.decoder_semantic(values, mask)
-        return Features(values * mask, tokens.lengths, self.spec.frame_rate)
+        return extract(self, source, feature, n_q, lengths)
 
     # ------------------------------------------------------------------ parts of the above
 
-    def _join(self, acoustic: Tensor, features: Tensor | None, lengths: Tensor | None = None) -> Tensor:
-        """(B, D, T) of both branches; `lengths` (B,) frames of the teacher in rows that are padded."""
-        if features is not None:
-            mask = None if lengths is None else keep(torch.ones_like(features[:, None, :, 0]), lengths)  # (B, 1, T)
-            semantic = self.encoder_semantic(features.transpose(1, 2), mask)
+    def join(self, acoustic: Tensor, heard: Heard | None) -> Tensor:
+        """What the quantizer gets, (B, D, T), of both branches."""
+        if heard is not None:
+            lengths = uneven(heard.frames, acoustic.device)
+            mask = None if lengths is None else keep(torch.ones_like(heard.values[:, None, :, 0]), lengths)  # (B, 1, T)
+            semantic = self.encoder_semantic(heard.values.transpose(1, 2), mask)
             acoustic = torch.cat([acoustic, semantic], dim=1)  # (B, D_a + D_s, T)
         return self.fc(acoustic.transpose(1, 2)).transpose(1, 2)
 
@@ -369,13 +363,11 @@ class XCodec(nn.Module):
                 return semantic, padding
         return None
 
-    def _latent_buckets(
-        self, wav: Tensor, lengths: Tensor, teacher_only: bool = False
-    ) -> Iterator[tuple[list[int], Tensor, list[int]]]:
-        """Latents (or the teacher's features) of rows that are worth computing together.
+    def branches(self, wav: Tensor, lengths: Tensor) -> Iterator[tuple[list[int], Tensor, Heard | None, list[int]]]:
+        """Both branches of rows that are worth computing together.
 
         Yields:
-            Indices of rows, their (B', D, T), and the frames of each row.
+            Indices of rows, their acoustic latents (B', D, T), what the teacher heard, and the frames of each row.
         """
         device, hop = self.device, self.config.hop_samples
         whole = [math.ceil(int(length) / hop) for length in lengths]
@@ -385,44 +377,44 @@ class XCodec(nn.Module):
             batch = torch.zeros(len(members), 1, max(samples))
             for place, index in enumerate(members):
                 batch[place, :, : int(lengths[index])] = wav[index, :, : int(lengths[index])]
-            batch, uneven_samples = batch.to(device), uneven(samples, device)
-            features = self.teacher_features(batch, uneven_samples)
-            heard = [self._teacher_frames(count) for count in samples]
-            if teacher_only and features is not None:
-                yield members, features.transpose(1, 2), heard
-                continue
-            latents = self._join(self._acoustic(batch, uneven_samples), features, uneven(heard, device))
-            yield members, latents, [self.frames(count) for count in samples]
+            batch, padded = batch.to(device), uneven(samples, device)
+            features = self.teacher_features(batch, padded)
+            heard = None if features is None else Heard(features, [self._teacher_frames(count) for count in samples])
+            yield members, self._acoustic(batch, padded), heard, [self.frames(count) for count in samples]
+
+    def _codes(self, acoustic: Tensor, heard: Heard | None, frames: list[int], n_q: int) -> Tensor:
+        """Codes (B, n_q, T), in windows where the audio is long, so that only the codes grow with it."""
+        total = acoustic.shape[2]
+        halo = 0 if heard is None else self.encoder_semantic.halo_frames
+        if total <= WHOLE_FRAMES or halo is None:
+            return self.quantizer.encode(self.join(acoustic, heard), n_q)
+        parts = []
+        for start, stop, left, right in windows(total, WHOLE_FRAMES, halo):
+            latents = self.join(acoustic[:, :, left:right], None if heard is None else heard.part(left, right))
+            parts.append(self.quantizer.encode(latents[:, :, start - left : stop - left], n_q))
+        return torch.cat(parts, dim=2)
 
     def _acoustic(self, wav: Tensor, lengths: Tensor | None) -> Tensor:
-        """Acoustic latents of (B, 1, N); long audio passes in chunks whose halo makes them exact."""
+        """Acoustic latents of (B, 1, N), in windows where it is long."""
         hop, encoder = self.config.hop_samples, self.acoustic_encoder
         plan = self._plan(wav.shape[2])
         if plan is None:
             raise ConfigError(f"{wav.shape[2]} samples give the teacher and the encoder different numbers of frames")
-        padding = plan[1]
-        total = wav.shape[2] // hop
+        padding, total, halo = plan[1], wav.shape[2] // hop, encoder.halo_frames
+        if "encoder" in self._compiled and not padding and lengths is None and total >= COMPILED_FRAMES:
+            return in_equal_windows(self._compiled["encoder"], wav, (hop, 1), halo, COMPILED_FRAMES)
         core = frames_at_once(encoder.floats_per_frame, wav.device) // len(wav)
-        if padding or total <= core + encoder.halo_frames:
-            lengths = None if lengths is None else lengths + 2 * padding
-            return encoder(F.pad(wav, (padding, padding)), lengths)
-        parts = []
-        for start, stop, left, right in windows(total, core, encoder.halo_frames):
-            here = None if lengths is None else (lengths - left * hop).clamp(0, (right - left) * hop)
-            latents = encoder(wav[:, :, left * hop : right * hop], here)
-            parts.append(latents[:, :, start - left : stop - left])
-        return torch.cat(parts, dim=2)
+        if padding or total <= core + halo:
+            return encoder(F.pad(wav, (padding, padding)), None if lengths is None else lengths + 2 * padding)
+        return in_windows(encoder, wav, lengths, (hop, 1), halo, core)
 
     def _audio(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
-        """Audio (B, 1, T * hop) of codes (B, n_q, T), through the decoder in chunks whose halo makes them exact."""
-        hop, total, decoder = self.config.hop_samples, codes.shape[2], self.acoustic_decoder
-        core = max(1, frames_at_once(decoder.floats_per_frame, codes.device) // len(codes))
+        """Audio (B, 1, T * hop) of codes (B, n_q, T), in windows where it is long."""
+        rates, total, decoder = (1, self.config.hop_samples), codes.shape[2], self.acoustic_decoder
         latents = self.fc2(self.quantizer.decode(codes).transpose(1, 2)).transpose(1, 2)
+        if "decoder" in self._compiled and lengths is None and total >= COMPILED_FRAMES:
+            return in_equal_windows(self._compiled["decoder"], latents, rates, decoder.halo_frames, COMPILED_FRAMES)
+        core = max(1, frames_at_once(decoder.floats_per_frame, codes.device) // len(codes))
         if total <= core + decoder.halo_frames:
             return decoder(latents, lengths)
-        parts = []
-        for start, stop, left, right in windows(total, core, decoder.halo_frames):
-            here = None if lengths is None else (lengths - left).clamp(0, right - left)
-            wav = decoder(latents[:, :, left:right], here)
-            parts.append(wav[:, :, (start - left) * hop : (stop - left) * hop])
-        return torch.cat(parts, dim=2)
+        return in_windows(decoder, latents, lengths, rates, decoder.halo_frames, core)

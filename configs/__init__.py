@@ -5,6 +5,7 @@ if __name__ == "configs":
 
 from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
+from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.configs.loader import FAMILIES, from_dict, load, preset_text, presets, save, to_dict
 
@@ -12,6 +13,7 @@ __all__ = [
     "FAMILIES",
     "CodecTrainConfig",
     "ConfigError",
+    "HubertTrainConfig",
     "LMTrainConfig",
     "XcodecLMError",
     "from_dict",

@@ -56,6 +56,8 @@ class CodecModelConfig:
     """Train the acoustic convolutions with weight normalisation; it is folded on export."""
     init_std: float | None = 0.02
     """Standard deviation of the acoustic convolutions' initial weights; null keeps the variance of signals."""
+    start_from: str = ""
+    """A trained codec whose weights a run starts from; a twin can start an X-Codec. Empty: fresh weights."""
 
     @property
     def hop_samples(self) -> int:

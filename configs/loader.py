@@ -5,6 +5,7 @@ A file may start from another with `base:` (a preset name, or a path relative to
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -18,11 +19,17 @@ import yaml
 
 from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError
+from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
 
 T = TypeVar("T")
 
-FAMILIES: dict[str, type] = {"xcodec": CodecTrainConfig, "baseline": CodecTrainConfig, "music": LMTrainConfig}
+FAMILIES: dict[str, type] = {
+    "xcodec": CodecTrainConfig,
+    "baseline": CodecTrainConfig,
+    "hubert": HubertTrainConfig,
+    "music": LMTrainConfig,
+}
 """Preset family -> the dataclass that its files describe."""
 
 
@@ -240,7 +247,11 @@ def _convert(value: _Value, kind: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in choices:
             return None
-        return _convert(value, next(choice for choice in choices if choice is not type(None)), path)
+        *others, last = (choice for choice in choices if choice is not type(None))
+        for choice in others:
+            with contextlib.suppress(ConfigError):
+                return _convert(value, choice, path)
+        return _convert(value, last, path)
     if origin is typing.Literal:
         if data not in choices:
             hint = _did_you_mean(str(data), map(str, choices))

@@ -52,7 +52,7 @@ class OptimConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on tensors of two and more dimensions only."""
-    schedule: Literal["constant", "exponential", "cosine"] = "exponential"
+    schedule: Literal["constant", "exponential", "cosine", "inverse_sqrt"] = "exponential"
     """Shape of the learning rate after the warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
@@ -83,4 +83,6 @@ class OptimConfig:
             progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
             cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
             return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
+        if self.schedule == "inverse_sqrt":
+            return self.lr * math.sqrt(max(1, self.warmup_steps) / (step + 1))
         return self.lr

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.commands import codec, common, data, general, music
+from xcodec_lm.tasks.commands import codec, codec_eval, common, convert, data, general, hubert, music
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,10 +161,19 @@ COMMANDS: dict[str, Command] = {
     "data synth": Command(data.data_synth, "make a small corpus of music, sounds and speech"),
     "data tokenize": Command(data.data_tokenize, "encode a manifest into a token store"),
     "codec train": Command(codec.codec_train, "train X-Codec or its twin", parses=True),
-    "codec eval": Command(codec.codec_eval, "distances of reconstructions, beside what they must beat"),
+    "codec eval": Command(
+        codec_eval.codec_eval, "quality of reconstructions; --against: beside the twin's"
+    ),
     "codec encode": Command(codec.codec_encode, "audio file to .tokens"),
     "codec decode": Command(codec.codec_decode, ".tokens to audio file"),
-    "codec info": Command(codec.codec_info, "what a codec is; --verify its fingerprint"),
+    "codec info": Command(codec.codec_info, "what a codec is; --list those that are known; --verify a fingerprint"),
+    "codec convert": Command(
+        convert.codec_convert, "a checkpoint in the original code's, transformers' or our layout"
+    ),
+    "hubert train": Command(hubert.hubert_train, "pre-train a teacher on the first codes of a codec", parses=True),
+    "hubert probe": Command(
+        hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"
+    ),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
 }

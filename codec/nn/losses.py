@@ -14,6 +14,10 @@ from xcodec_lm.codec.nn.spectra import mel_spectrum, pqmf_bands, stft_magnitude
 SUBBAND_SHAPES = ((128, 20, 80), (256, 40, 120), (256, 50, 200))
 """(n_fft, hop, window) of the STFT loss on PQMF bands, from the public training code."""
 
+STFT_FLOOR, MEL_FLOOR = 1e-3, 5e-3
+"""Magnitudes below which log spectra are not compared: those of white noise at -86 dB. The logarithm's gradient grows
+without bound towards silence and would drown that of all that can be heard."""
+
 
 def stft_loss(estimate: Tensor, target: Tensor, shapes: list[tuple[int, int, int]]) -> Tensor:
     """Spectral convergence plus L1 of log magnitudes, mean over resolutions.
@@ -28,8 +32,10 @@ def stft_loss(estimate: Tensor, target: Tensor, shapes: list[tuple[int, int, int
         x = stft_magnitude(estimate, n_fft, hop, window)
         y = stft_magnitude(target, n_fft, hop, window)
         # One norm per clip: over the whole batch, loud clips would outweigh quiet ones.
-        convergence = (y - x).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1).clamp_min(1e-2)
-        total = total + convergence.mean() + (x.clamp_min(1e-4).log() - y.clamp_min(1e-4).log()).abs().mean()
+        least = 10 * STFT_FLOOR * y[0].numel() ** 0.5
+        convergence = (y - x).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1).clamp_min(least)
+        logs = x.clamp_min(STFT_FLOOR).log() - y.clamp_min(STFT_FLOOR).log()
+        total = total + convergence.mean() + logs.abs().mean()
     return total / len(shapes)
 
 
@@ -59,7 +65,7 @@ def mel_loss(
     for window, count in zip(windows, bands, strict=True):
         x = mel_spectrum(estimate, sample_rate, window, count)
         y = mel_spectrum(target, sample_rate, window, count)
-        total = total + (x.clamp_min(1e-3).log10() - y.clamp_min(1e-3).log10()).abs().mean()
+        total = total + (x.clamp_min(MEL_FLOOR).log10() - y.clamp_min(MEL_FLOOR).log10()).abs().mean()
     return total / len(windows)
 
 

@@ -96,6 +96,14 @@ class SemanticEncoder(nn.Module):
             EncoderBlock(config, widths[i], widths[i + 1], stride) for i, stride in enumerate(config.strides)
         )
 
+    @property
+    def halo_frames(self) -> int | None:
+        """Frames to either side that a latent depends on; None where strides give frames another rate."""
+        convs = [module for module in self.modules() if isinstance(module, nn.Conv1d)]
+        if any(conv.stride[0] > 1 for conv in convs):
+            return None
+        return sum((conv.kernel_size[0] - 1) // 2 * conv.dilation[0] for conv in convs)
+
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, D, T) -> (B, D, T); mask (B, 1, T) of valid frames, beyond which the result means nothing."""
         x = self.conv(masked(features, mask))

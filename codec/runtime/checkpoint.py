@@ -7,7 +7,6 @@ a temporary name, flushed to disk and renamed, so a killed process leaves none t
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from xcodec_lm.codec.runtime.files import flush
 from xcodec_lm.configs.errors import XcodecLMError
 
 _NAME = re.compile(r"step-(\d+)")
@@ -70,11 +70,11 @@ def save_checkpoint(
         torch.save(optimizer.state_dict(), temporary / f"{name}.optimizer.pt")
     (temporary / "state.json").write_text(json.dumps({"step": step, **extra}, indent=1), encoding="utf-8")
     for path in [*temporary.iterdir(), temporary]:
-        _flush(path)
+        flush(path)
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    _flush(folder)
+    flush(folder)
     newest_first = sorted(folder.glob("step-*"), key=checkpoint_step, reverse=True)
     for old in newest_first[keep:]:
         shutil.rmtree(old)
@@ -113,11 +113,3 @@ def load_checkpoint(
             f"{path}: the checkpoint does not fit this run, or is damaged: {error}",
             "remove that folder to fall back to the one before it",
         ) from None
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

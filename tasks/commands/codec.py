@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
@@ -111,31 +110,3 @@ def codec_info(codec: Positional[str], /, verify: bool = False) -> Result:
             raise XcodecLMError(f"{codec}: config.json states fingerprint {stated}, the weights have {computed}")
         lines.append("verified: the weights have this fingerprint")
     return Result("\n".join(lines), data)
-
-
-def codec_eval(
-    codec: Positional[str], manifest: Positional[Path], /, split: Literal["train", "dev", "test", "all"] = "test",
-    clip_s: float | None = None, device: Device = "auto",
-) -> Result:  # fmt: skip
-    """Measures reconstructions of a manifest's recordings beside silence, white noise and shaped noise.
-
-    Args:
-        codec: run folder, model folder or hub id.
-        manifest: JSON lines.
-        split: which rows.
-        clip_s: take at most this much of each recording.
-        device: where to compute.
-    """
-    from xcodec_lm.codec.audio import load_audio
-    from xcodec_lm.codec.clips import read_manifests
-    from xcodec_lm.codec.evaluate import evaluate, format_evaluation, to_dict
-
-    model = load_codec_for(codec, device)
-    clips = read_manifests([manifest], None if split == "all" else split)
-    if not clips:
-        raise XcodecLMError(f"{manifest}: no row has split: {split}", "choose another with --split")
-    target = model.device
-    wavs = [load_audio(clip.path, model.spec.sample_rate, duration_s=clip_s).wav.to(target) for clip in clips]
-    n_qs = tuple(n for n in (1, 2, 4, 8) if n <= model.spec.n_q)
-    result = evaluate(model, wavs, n_qs)
-    return Result(format_evaluation(result), to_dict(result))

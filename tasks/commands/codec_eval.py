@@ -40,7 +40,9 @@ def codec_eval(
     if not manifests:
         raise UsageError("codec eval needs at least one manifest")
     if items is not None and (against is None or not probes):
-        raise UsageError("--items are for ABX, which is part of a comparison", "add --against CODEC, without --no-probes")
+        raise UsageError(
+            "--items are for ABX, which is part of a comparison", "add --against CODEC, without --no-probes"
+        )
     stretches = None if items is None else read_items(items)
     models = {"codec": load_codec_for(codec, device)}
     if against is not None:

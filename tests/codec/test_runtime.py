@@ -125,7 +125,7 @@ def test_newest_is_by_number_and_only_so_many_stay(tmp_path):
         checkpoint_step(tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["save_file", "torch.save", "_flush"])
+@pytest.mark.parametrize("moment", ["save_file", "torch.save", "flush"])
 def test_crash_in_the_middle_leaves_what_was_there(tmp_path, monkeypatch, moment):
     save(tmp_path, 1, seed=1)
     before = {path: path.read_bytes() for path in (tmp_path / "step-1").iterdir()}

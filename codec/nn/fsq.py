@@ -1,0 +1,90 @@
+"""Finite scalar quantizer: a few dimensions, each squashed and rounded to a few levels.
+
+There is no codebook to learn, no commitment loss and no dead code. Parameter names are those of
+`transformers.Xcodec2Model`. Source: arXiv 2309.15505.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from xcodec_lm.configs.errors import TokenError
+from xcodec_lm.configs.xcodec2 import FSQConfig
+
+MARGIN = 1e-3
+"""The squashed range reaches this share beyond the outermost levels, so that they are met with a gradient."""
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Projection to few dimensions, rounding, and projection back; always in fp32.
+
+    Args:
+        config: levels of each dimension.
+        dim: D of the vectors on both sides.
+    """
+
+    def __init__(self, config: FSQConfig, dim: int):
+        super().__init__()
+        self.config = config
+        self.codebook_size = math.prod(config.levels)
+        self.project_in = nn.Linear(dim, len(config.levels))
+        self.project_out = nn.Linear(len(config.levels), dim)
+        levels = torch.tensor(config.levels)
+        self.levels: Tensor
+        self.basis: Tensor
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("basis", levels.cumprod(0) // levels, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantizes with a straight-through gradient.
+
+        Args:
+            x: (B, T, D).
+
+        Returns:
+            vectors (B, T, D) and codes (B, T) int64.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            values = self._squashed(x.float())
+            rounded = values.round()
+            through = values + (rounded - values).detach()
+            return self.project_out(through / (self.levels // 2)), self.to_codes(rounded.detach())
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (B, T) of vectors (B, T, D)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.to_codes(self._squashed(x.float()).round())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Vectors (B, T, D) of codes (B, T)."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.project_out(self.to_digits(codes) / (self.levels // 2))
+
+    def to_codes(self, digits: Tensor) -> Tensor:
+        """Codes (...) int64 of rounded values (..., C); each runs from -(levels // 2)."""
+        return ((digits.long() + self.levels // 2) * self.basis).sum(dim=-1)
+
+    def to_digits(self, codes: Tensor) -> Tensor:
+        """Rounded values (..., C) of codes (...).
+
+        Raises:
+            TokenError: a code outside 0..codebook_size - 1.
+        """
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
+            worst = codes.min() if codes.min() < 0 else codes.max()
+            raise TokenError(f"code {int(worst)} is outside 0..{self.codebook_size - 1}")
+        return (codes[..., None] // self.basis % self.levels - self.levels // 2).float()
+
+    def _squashed(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, C), each within half a step of its levels."""
+        values = self._bound(self.project_in(x))
+        return self._bound(values) if self.config.bound_twice else values
+
+    def _bound(self, values: Tensor) -> Tensor:
+        """A tanh as wide as the levels; an even number of them has no level at 0, so it is moved by half a step."""
+        half_range = (self.levels - 1) * (1 + MARGIN) / 2
+        offset = (self.levels % 2 == 0) * 0.5
+        return (values + (offset / half_range).atanh()).tanh() * half_range - offset

@@ -8,6 +8,7 @@ and `TeacherFeatures` offers those of a teacher without a codec.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel, PretrainedConfig
 
 from xcodec_lm.codec.audio import check_wav
-from xcodec_lm.codec.batching import windows as windows
+from xcodec_lm.codec.fingerprints import read_tensors
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.codec.teacher_forward import KINDS, frames_of, hop_of, teacher_features
 from xcodec_lm.codec.tokens import AudioTokens, Features
@@ -32,6 +33,8 @@ UNTRAINED_NOTICE = "untrained teacher: no semantic claim"
 PRETRAINED = Path(__file__).parent / "pretrained"
 TEACHER_RATE = 16_000
 """Every published teacher of `KINDS` hears this many samples per second."""
+INSIDE = "semantic_model."
+"""What the names of a teacher's weights begin with inside a codec."""
 UNUSED_WEIGHTS = ("masked_spec_embed",)
 """Weights that act in training only, so that a checkpoint may lack them."""
 
@@ -64,13 +67,16 @@ def load_teacher(source: str | Path) -> nn.Module:
     """A teacher with its weights in fp32 and eval mode, not frozen (see `teacher_from_config`).
 
     Args:
-        source: a shipped name, a run folder (its `model/`), a model folder, or a hub id.
+        source: a shipped name, a run folder (its `model/`), a model folder, or a hub id. An X-Codec's folder stands
+            for the teacher inside it.
 
     Raises:
-        ConfigError: a model of another kind.
+        ConfigError: a model of another kind, or a codec without a teacher.
         XcodecLMError: nothing is there, or weights are missing, which would be drawn at random.
     """
     place = _find(source)
+    if (inside := _teacher_inside(place)) is not None:
+        return inside
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
@@ -98,6 +104,34 @@ def load_teacher(source: str | Path) -> nn.Module:
             "its config.json belongs to another model, or the file is cut short; save or download the model again",
         )
     return teacher.eval()
+
+
+def _teacher_inside(place: str) -> nn.Module | None:
+    """The teacher of the X-Codec in a folder; None if the folder holds something else."""
+    path = Path(place) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # transformers says what is wrong with it
+    if data.get("model_type") not in ("xcodec", "xcodec_lm"):
+        return None
+    if not isinstance(data.get("semantic_model_config"), dict):
+        raise ConfigError(f"semantic.teacher: {place} is a codec without a teacher", "give one that has a teacher")
+    if (kind := data["semantic_model_config"].get("model_type")) not in KINDS:
+        raise ConfigError(f"semantic.teacher: the codec {place} holds a {kind} model; teachers are {', '.join(KINDS)}")
+    with quiet_transformers():
+        teacher = teacher_from_config(data["semantic_model_config"])
+    tensors = read_tensors(Path(place), lambda key: key.startswith(INSIDE))
+    tensors = {key.removeprefix(INSIDE): value.float() for key, value in tensors.items()}
+    missing, extra = teacher.load_state_dict(tensors, strict=False)
+    if wrong := [key for key in (*missing, *extra) if not key.endswith(UNUSED_WEIGHTS)]:
+        raise XcodecLMError(
+            f"semantic.teacher: the teacher inside {place} does not fit its configuration: {', '.join(wrong[:3])}",
+            "save or download the codec again",
+        )
+    return teacher
 
 
 def _find(source: str | Path) -> str:

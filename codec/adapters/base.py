@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcodec_lm.codec.audio import check_wav
-from xcodec_lm.codec.semantic import windows
+from xcodec_lm.codec.batching import windows
 from xcodec_lm.codec.streaming import WindowedStreamDecoder
 from xcodec_lm.codec.tokens import AudioTokens, Features, TokenSpec, stack_codes
 from xcodec_lm.configs.errors import TokenError

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model
 
 from xcodec_lm import configs
+from xcodec_lm.codec.load import load_codec
 from xcodec_lm.codec.semantic import TeacherFeatures, build_teacher, load_teacher, quiet_transformers
 from xcodec_lm.codec.teacher_forward import KINDS, teacher_features
 from xcodec_lm.codec.tokens import AudioTokens, FrameFeatures, TokenSpec
@@ -83,10 +84,12 @@ def test_other_models_are_refused_by_name(tmp_path):
     assert "is a gpt2 model" in message and "wav2vec2-bert" in message
 
 
-def test_codecs_are_refused(teacher_folder, twin_folder):
-    # Codec folders of ours carry our own model type, or transformers'.
-    for place in (teacher_folder, twin_folder):
-        assert "xcodec" in refusal(place)
+def test_an_x_codec_stands_for_its_teacher(teacher_folder, twin_folder):
+    inside = load_codec(teacher_folder).semantic_model
+    teacher = load_teacher(teacher_folder)
+    for key, value in inside.state_dict().items():
+        assert torch.equal(teacher.state_dict()[key], value)
+    assert "without a teacher" in refusal(twin_folder, ConfigError)
 
 
 def test_folder_without_config(tmp_path):

@@ -48,7 +48,7 @@ def manifest(tmp_path_factory):
 
 
 def config_for(manifest, **overrides) -> CodecTrainConfig:
-    return configs.load("xcodec/tiny", CodecTrainConfig, {**MINI, "data.manifests": [str(manifest)], **overrides})
+    return configs.load("xcodec/demo", CodecTrainConfig, {**MINI, "data.manifests": [str(manifest)], **overrides})
 
 
 def losses_of(folder):
@@ -114,7 +114,7 @@ def command(manifest, out, *extra):
         for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
     ]
     return [
-        "codec", "train", "xcodec/tiny", "--data.manifests", str(manifest), "--out", str(out), "--device", "cpu",
+        "codec", "train", "xcodec/demo", "--data.manifests", str(manifest), "--out", str(out), "--device", "cpu",
         *flags, *extra,
     ]  # fmt: skip
 
@@ -227,7 +227,7 @@ def test_crops_depend_on_seed_and_position_alone(manifest):
 
 def test_every_process_count_covers_the_same_clips():
     config = configs.load(
-        "xcodec/tiny", CodecTrainConfig, {"data.batch_s": 4.8, "data.crop_s": 0.6, "data.micro_batch_s": 1.2}
+        "xcodec/demo", CodecTrainConfig, {"data.batch_s": 4.8, "data.crop_s": 0.6, "data.micro_batch_s": 1.2}
     )
     for world in (1, 2, 4, 8):
         plan = StepPlan.of(config, world)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xcodec_lm.codec import batching, load_codec, xcodec
+from xcodec_lm.codec.batching import windows
 from xcodec_lm.codec.nn import acoustic
-from xcodec_lm.codec.semantic import teacher_features, windows
+from xcodec_lm.codec.semantic import teacher_features
 from xcodec_lm.codec.tokens import AudioTokenizer
 from xcodec_lm.configs.errors import ConfigError, TokenError
 

@@ -128,7 +128,7 @@ def test_eval_refuses_bad_recordings(cli, tmp_path, write_wav, twin_folder, kind
 def test_training_refuses_bad_recordings(cli, tmp_path, write_wav, kind):
     path, said = make_bad(kind, tmp_path, write_wav)
     code, _, err = cli(
-        "codec", "train", "baseline/tiny", "--data.manifests", write_manifest(tmp_path / "corpus.jsonl", path),
+        "codec", "train", "baseline/demo", "--data.manifests", write_manifest(tmp_path / "corpus.jsonl", path),
         "--out", tmp_path / "run", "--model.encoder-channels", 1, "--model.decoder-channels", 16,
         "--model.quantizer.dim", 8, "--model.latent-dim", 8, "--device", "cpu",
     )  # fmt: skip
@@ -194,7 +194,7 @@ def test_commands_refuse_outputs_that_cannot_be_written(cli, tmp_path, nowhere, 
         ["codec", "encode", wav, "--codec", twin_folder, "-o", nowhere / "a.tokens"],
         ["codec", "decode", tokens, "--codec", twin_folder, "-o", nowhere / "a.wav"],
         ["codec", "decode", tokens, "--codec", twin_folder, "-o", tmp_path / "absent" / "a.wav"],
-        ["codec", "train", "baseline/tiny", "--data.manifests", manifest, "--out", nowhere],
+        ["codec", "train", "baseline/demo", "--data.manifests", manifest, "--out", nowhere],
         ["data", "tokenize", manifest, "--codec", twin_folder, "--out", nowhere],
         ["data", "scan", tmp_path, "-o", nowhere / "a.jsonl"],
         ["data", "synth", "-o", nowhere, "--music-clips", 1, "--sound-clips", 0, "--clip-s", 1],

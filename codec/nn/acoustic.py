@@ -131,12 +131,14 @@ class Encoder(nn.Module):
 
     @property
     def halo_frames(self) -> int:
-        """Frames to either side beyond which a sample cannot reach a latent (an upper bound)."""
-        reach, rate = 3, 1
-        for stride in self.strides:
-            reach += (UNIT_REACH + 2 * stride) * rate
-            rate *= stride
-        return math.ceil(reach / rate) + 1
+        """Frames to either side whose samples reach a latent."""
+        first, last = -1, 1  # of the last convolution, for frame 0
+        for stride in reversed(self.strides):
+            padding = math.ceil(stride / 2)
+            first, last = first * stride - padding, last * stride - padding + 2 * stride - 1
+            first, last = first - UNIT_REACH, last + UNIT_REACH
+        hop = math.prod(self.strides)
+        return max(math.ceil((3 - first) / hop), (last + 3) // hop)
 
     @property
     def floats_per_frame(self) -> int:
@@ -200,13 +202,13 @@ class Decoder(nn.Module):
 
     @property
     def halo_frames(self) -> int:
-        """Frames to either side beyond which a latent cannot reach a sample (an upper bound)."""
-        reach, rate = 3.0, 1
-        for stride in self.strides:
-            reach += 1 / rate
-            rate *= stride
-            reach += UNIT_REACH / rate
-        return math.ceil(reach + 3 / rate)
+        """Frames to either side whose latents reach a frame's samples."""
+        first, last = -3, math.prod(self.strides) - 1 + 3  # samples that the last convolution sees for frame 0
+        for stride in reversed(self.strides):
+            first, last = first - UNIT_REACH, last + UNIT_REACH
+            padding = math.ceil(stride / 2)
+            first, last = -((2 * stride - 1 - padding - first) // stride), (last + padding) // stride
+        return max(3 - first, last + 3)
 
     @property
     def floats_per_frame(self) -> int:

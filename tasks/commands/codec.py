@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.tasks.commands.common import (
@@ -76,31 +77,44 @@ def codec_decode(
     return Result(f"{out}: {seconds:.2f} s", {"audio": str(out), "seconds": seconds, "clipped": clipped})
 
 
-def codec_info(codec: Positional[str], /, verify: bool = False) -> Result:
-    """Shows what a codec is.
+def codec_info(
+    codec: Positional[str] = "xcodec-tiny", /, listing: Annotated[bool, arg(name="list")] = False, verify: bool = False
+) -> Result:
+    """Shows what a codec is, or which codecs are known.
 
     Args:
-        codec: run folder, model folder or hub id.
+        codec: run folder, model folder, shipped name or hub id.
+        listing: list the codecs that can be used here, and what is missing for the others.
         verify: compute the fingerprint from the weights and compare it with the stated one.
     """
-    from xcodec_lm.codec.load import count_parameters, find_codec, verify_fingerprint
+    from xcodec_lm.codec.load import PRETRAINED, count_parameters, find_codec, verify_fingerprint
+    from xcodec_lm.codec.registry import codec_rows, codec_table, known_codecs
     from xcodec_lm.codec.semantic import UNTRAINED_NOTICE, is_untrained
 
+    if listing:
+        known = known_codecs(PRETRAINED)
+        return Result(codec_table(known), codec_rows(known))
     model = load_codec_for(codec, "cpu")
-    spec, teacher = model.spec, model.semantic_config.teacher
+    spec = model.spec
+    teacher = model.semantic_config.teacher if hasattr(model, "semantic_config") else "none"
     parts = {name: count_parameters(module) for name, module in model.named_children()}
+    output = "" if spec.output_sample_rate == spec.sample_rate else f" (out {spec.output_sample_rate} Hz)"
+    sizes = sorted(set(spec.codebook_sizes))
     data = {
-        "name": spec.name, "sample_rate": spec.sample_rate, "frame_rate": float(spec.frame_rate), "n_q": spec.n_q,
-        "codebook_size": spec.codebook_sizes[0], "bitrate_kbps": spec.bitrate_kbps, "teacher": teacher,
+        "name": spec.name, "sample_rate": spec.sample_rate, "output_sample_rate": spec.output_sample_rate,
+        "frame_rate": float(spec.frame_rate), "n_q": spec.n_q, "codebook_size": sizes[-1],
+        "bitrate_kbps": spec.bitrate_kbps, "teacher": teacher, "causal": model.causal,
         "lookahead_frames": model.lookahead_frames, "parameters": sum(parts.values()), "parts": parts,
-        "fingerprint": spec.fingerprint, "folder": str(find_codec(codec)),
+        "features": list(model.features), "fingerprint": spec.fingerprint, "folder": str(find_codec(codec)),
     }  # fmt: skip
-    listing = ", ".join(f"{key} {value / 1e6:.2f}" for key, value in parts.items() if value)
+    named = ", ".join(f"{key} {value / 1e6:.2f}" for key, value in parts.items() if value)
     lines = [
-        f"{spec.name}: {spec.sample_rate} Hz, {float(spec.frame_rate):g} frames/s, "
-        f"{spec.n_q} x {spec.codebook_sizes[0]} codes, {spec.bitrate_kbps:g} kbps",
+        f"{spec.name}: {spec.sample_rate} Hz{output}, {float(spec.frame_rate):g} frames/s, "
+        f"{spec.n_q} x {'/'.join(map(str, sizes))} codes, {spec.bitrate_kbps:g} kbps",
         f"teacher: {teacher}" + (f" ({UNTRAINED_NOTICE})" if is_untrained(teacher) else ""),
-        f"parameters: {sum(parts.values()) / 1e6:.2f} M ({listing})",
+        f"causal: {'yes' if model.causal else 'no'}; look-ahead {model.lookahead_frames} frames",
+        f"parameters: {sum(parts.values()) / 1e6:.2f} M ({named})",
+        f"features: {', '.join(model.features)}",
         f"fingerprint: {spec.fingerprint}",
     ]
     if verify:

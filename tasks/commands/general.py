@@ -14,18 +14,22 @@ from xcodec_lm.tasks.commands.common import (
 )
 
 
-def demo(out: Path = Path("runs/demo"), corpus: Path | None = None, quick: bool = False, seed: int = 0) -> Result:
-    """Runs the whole path in under ten minutes: corpus, codec, tokens, language model, continuations, report.
+def demo(
+    out: Path = Path("runs/demo"), corpus: Path | None = None, quick: bool = False, from_scratch: bool = False,
+    seed: int = 0,
+) -> Result:  # fmt: skip
+    """Runs the whole path in under ten minutes: corpus, tokens, language model, continuations, report.
 
     Args:
         out: folder of the demo; a second call continues where the first stopped.
         corpus: a manifest of real recordings instead of the synthetic ones.
         quick: all stages at a size of a minute; what it makes is not worth hearing.
+        from_scratch: train a codec too, instead of taking the shipped xcodec-tiny.
         seed: of everything.
     """
     from xcodec_lm.tasks.demo.pipeline import run_demo
 
-    report = run_demo(out, corpus, quick, seed)
+    report = run_demo(out, corpus, quick, from_scratch, seed)
     return Result(f"report: {report}", {"report": str(report)})
 
 

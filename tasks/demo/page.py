@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from xcodec_lm import configs
 from xcodec_lm.codec.runtime.run import read_metrics
 from xcodec_lm.codec.semantic import UNTRAINED_NOTICE, is_untrained
-from xcodec_lm.configs import CodecTrainConfig
 from xcodec_lm.tasks.demo.scores import PIECES_FOR_A_VERDICT, SHOWN, Excerpt, Scores
 from xcodec_lm.tasks.report import (
     Bars,
@@ -30,7 +28,7 @@ from xcodec_lm.tasks.report import (
 )  # fmt: skip
 
 
-def write_page(out: Path, scores: Scores, origin: str, commands: list[str]) -> Path:
+def write_page(out: Path, scores: Scores, origin: str, commands: list[str], trained: bool) -> Path:
     """Writes `out/report.html` and `out/scores.json`.
 
     Args:
@@ -38,6 +36,7 @@ def write_page(out: Path, scores: Scores, origin: str, commands: list[str]) -> P
         scores: from `score`.
         origin: what the corpus is, for the reader.
         commands: that make the same runs.
+        trained: whether the demo trained its codec.
     """
     values = {
         "reconstruction": {f"n_q {n}": row for n, row in scores.reconstruction.codec.items()},
@@ -50,11 +49,12 @@ def write_page(out: Path, scores: Scores, origin: str, commands: list[str]) -> P
         "tokens": scores.tokens,
     }
     (out / "scores.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+    made = "A codec and a language model" if trained else "A language model"
     report = Report(
         "From recordings to a continuation",
-        [verdict(scores), listening(scores), codec_section(out, scores), language_model_section(out, scores)],
-        subtitle=f"A codec and a language model, trained in minutes on {origin}.",
-        provenance=provenance(out, commands),
+        [verdict(scores), listening(scores), codec_section(out, scores, trained), language_model_section(out, scores)],
+        subtitle=f"{made}, trained in minutes on {origin}.",
+        provenance=provenance(out, scores, commands),
     )
     return render(report, out / "report.html")
 
@@ -129,25 +129,27 @@ def listening(scores: Scores) -> Section:
     )
 
 
-def codec_section(out: Path, scores: Scores) -> Section:
-    """Training of the codec."""
-    rows = read_metrics(out / "codec")
+def codec_section(out: Path, scores: Scores, trained: bool) -> Section:
+    """The codec: its training where the demo trained it, and its use of codes."""
+    rows = read_metrics(out / "codec") if trained else []
     names = ("mel", "stft", "commitment", "semantic", "adversarial", "feature")
     curves = {name: points for name in names if (points := _points(rows, name))}
     distances = {f"n_q {name.rsplit('nq', 1)[1]}": _points(rows, name) for name in _names(rows, "eval/mel_nq")}
     layers = [str(layer + 1) for layer in range(len(scores.reconstruction.codes_used))]
-    config = configs.load(out / "codec", CodecTrainConfig)
+    training = [
+        Curves(curves, "step", "loss before its weight", "Training losses", log_y=True),
+        Curves(distances, "step", "mel distance", "Mel distance of the validation clips"),
+    ]
     return Section(
         "Codec",
         [
-            Curves(curves, "step", "loss before its weight", "Training losses", log_y=True),
-            Curves(distances, "step", "mel distance", "Mel distance of the validation clips"),
+            *(training if trained else [Text(f"{scores.codec} ships with the toolkit; this demo did not train it.")]),
             Bars(
                 layers,
                 {"codes in use": [float(n) for n in scores.reconstruction.codes_used],
                  "perplexity": list(scores.reconstruction.perplexity)},
                 "quantizer", "codes", f"Codebook use on {scores.reconstruction.seconds:.0f} s of held-out audio",
-                ceiling=float(config.model.quantizer.codebook_size),
+                ceiling=float(scores.codebook_size),
             ),
         ],
     )  # fmt: skip
@@ -162,10 +164,9 @@ def language_model_section(out: Path, scores: Scores) -> Section:
     return Section("Language model", [Curves(curves, "step", "bits per token", "Bits per token")])
 
 
-def provenance(out: Path, commands: list[str]) -> list[Any]:
+def provenance(out: Path, scores: Scores, commands: list[str]) -> list[Any]:
     """Commands and environment of every run."""
     environment = json.loads((out / "music" / "env.json").read_text(encoding="utf-8"))
-    codec = json.loads((out / "codec" / "model" / "config.json").read_text(encoding="utf-8"))["xcodec_lm"]
     return [
         Text("Every run is made by the command that stands here; each run folder holds its configuration."),
         Commands(commands, "Commands"),
@@ -177,7 +178,7 @@ def provenance(out: Path, commands: list[str]) -> list[Any]:
                 "device": environment["device"],
                 "threads": str(environment["threads"]),
                 "source revision": environment["git"] or "not a git checkout",
-                "codec fingerprint": codec["fingerprint"],
+                "codec fingerprint": scores.fingerprint,
             },
             "Environment",
         ),

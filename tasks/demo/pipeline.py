@@ -1,6 +1,6 @@
 """`xcodec-lm demo`: every stage of the toolkit on a small corpus, each an ordinary run made by the ordinary functions.
 
-    corpus/ codec/ tokens/ music/ samples/ report.html
+    corpus/ codec/ (from scratch only) tokens/ music/ samples/ report.html
 
 Steps are fixed, never stopped by the clock. A second call continues where the first stopped, and repeats nothing.
 """
@@ -33,38 +33,44 @@ class Size:
     """How large a demo is.
 
     Attributes:
-        preset: size part of the presets, `xcodec/SIZE` and `music/SIZE`.
+        codec: preset of the codec that is trained from scratch.
+        music: preset of the language model.
         music_clips: pieces of the synthetic corpus.
         clip_s: their length.
         excerpts: held-out excerpts that are continued.
     """
 
-    preset: str
+    codec: str
+    music: str
     music_clips: int
     clip_s: float
     excerpts: int
 
 
-FULL = Size("tiny", music_clips=60, clip_s=12.0, excerpts=16)
-QUICK = Size("quick", music_clips=12, clip_s=6.0, excerpts=2)
+FULL = Size("xcodec/demo", "music/tiny", music_clips=60, clip_s=12.0, excerpts=16)
+QUICK = Size("xcodec/quick", "music/quick", music_clips=12, clip_s=6.0, excerpts=2)
 PROMPT_S, CONTINUATION_S = 2.0, 4.0
 SOUND_CLIPS = 4
+SHIPPED_CODEC = "xcodec-tiny"
 
 
-def run_demo(out: Path, corpus: Path | None = None, quick: bool = False, seed: int = 0) -> Path:
+def run_demo(
+    out: Path, corpus: Path | None = None, quick: bool = False, from_scratch: bool = False, seed: int = 0
+) -> Path:
     """Runs all stages and returns the report.
 
     Args:
         out: the demo's folder.
         corpus: a manifest of real recordings; None makes a synthetic corpus.
         quick: the size of a minute.
+        from_scratch: train a codec on the corpus instead of taking the shipped one.
         seed: of every stage.
 
     Raises:
         XcodecLMError: the corpus has no held-out recording of six seconds, or `out` holds a demo of other settings.
     """
     size = QUICK if quick else FULL
-    stages = Stages(total=5)
+    stages = Stages(total=5 if from_scratch else 4)
     commands = []
     with stages.next("making a synthetic corpus" if corpus is None else "reading the corpus"):
         if corpus is None:
@@ -77,30 +83,32 @@ def run_demo(out: Path, corpus: Path | None = None, quick: bool = False, seed: i
             manifest, origin = corpus, f"the recordings of {corpus.name}"
         split = held_out_split(manifest)
 
-    with stages.next("training the codec"):
-        data = {"data.manifests": [str(manifest)], "run.seed": seed}
-        preset, folder = f"xcodec/{size.preset}", out / "codec"
-        settings = ["--data.manifests", manifest, "--seed", seed, "--device", "cpu", "--out", folder]
-        commands.append(command("codec", "train", preset, *settings))
-        # On a CPU wherever it runs, so that the same command gives the same demo.
-        options = RunOptions(folder, command=commands[-1], device="cpu")
-        train_codec(configs.load(preset, CodecTrainConfig, data), options)
+    source: str | Path = SHIPPED_CODEC
+    if from_scratch:
+        with stages.next("training the codec"):
+            data = {"data.manifests": [str(manifest)], "run.seed": seed}
+            source = out / "codec"
+            settings = ["--data.manifests", manifest, "--seed", seed, "--device", "cpu", "--out", source]
+            commands.append(command("codec", "train", size.codec, *settings))
+            # On a CPU wherever it runs, so that the same command gives the same demo.
+            options = RunOptions(source, command=commands[-1], device="cpu")
+            train_codec(configs.load(size.codec, CodecTrainConfig, data), options)
 
     with stages.next("encoding the corpus"):
-        commands.append(command("data", "tokenize", manifest, "--codec", folder, "--out", out / "tokens"))
-        tokenize([manifest], load_codec(folder), out / "tokens", codec_path=folder)
+        commands.append(command("data", "tokenize", manifest, "--codec", source, "--out", out / "tokens"))
+        tokenize([manifest], load_codec(source), out / "tokens", codec_path=source)
 
     with stages.next("training the language model"):
         data = {"data.tokens": str(out / "tokens"), "run.seed": seed}
-        preset, folder = f"music/{size.preset}", out / "music"
+        folder = out / "music"
         settings = ["--data.tokens", out / "tokens", "--seed", seed, "--device", "cpu", "--out", folder]
-        commands.append(command("music", "train", preset, *settings))
+        commands.append(command("music", "train", size.music, *settings))
         options = RunOptions(folder, command=commands[-1], device="cpu")
-        train_lm(configs.load(preset, LMTrainConfig, data), options)
+        train_lm(configs.load(size.music, LMTrainConfig, data), options)
 
     with stages.next("continuing held-out prompts, scoring, writing the report"):
         scores = score(out, manifest, split, size.excerpts, PROMPT_S, CONTINUATION_S, seed)
-        return write_page(out, scores, origin, commands)
+        return write_page(out, scores, origin, commands, trained=from_scratch)
 
 
 def command(*words: object) -> str:

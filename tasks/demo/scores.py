@@ -68,6 +68,9 @@ class Scores:
         prompt_s: length of the prompts.
         n_q: codebooks of the language model.
         teacher: the codec's teacher.
+        codec: its name.
+        codebook_size: codes of one codebook.
+        fingerprint: of the codec.
     """
 
     reconstruction: Evaluation
@@ -80,13 +83,16 @@ class Scores:
     prompt_s: float
     n_q: int
     teacher: str
+    codec: str
+    codebook_size: int
+    fingerprint: str
 
 
 def score(out: Path, manifest: Path, split: str, count: int, prompt_s: float, seconds: float, seed: int) -> Scores:
     """Scores a demo's codec and language model on held-out recordings and writes samples.
 
     Args:
-        out: the demo's folder, with `codec`, `tokens` and `music` done.
+        out: the demo's folder, with `tokens` and `music` done.
         manifest: of the corpus.
         split: held-out split.
         count: excerpts to continue, spread over the pieces.
@@ -134,6 +140,9 @@ def score(out: Path, manifest: Path, split: str, count: int, prompt_s: float, se
         prompt_s=prompt_s,
         n_q=layout.n_q,
         teacher=codec.semantic_config.teacher,
+        codec=codec.spec.name,
+        codebook_size=max(codec.spec.codebook_sizes),
+        fingerprint=codec.spec.fingerprint,
     )
 
 

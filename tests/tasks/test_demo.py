@@ -17,7 +17,7 @@ from xcodec_lm.tasks.demo import scores
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "demo"
-    assert main(["demo", "--quick", "--out", str(out)]) == 0
+    assert main(["demo", "--quick", "--from-scratch", "--out", str(out)]) == 0
     return out
 
 
@@ -69,15 +69,23 @@ def test_figures_are_those_of_real_systems(demo):
 def test_second_call_repeats_nothing(demo, capsys):
     before = {name: read_metrics(demo / name) for name in ("codec", "music")}
     tokens = (demo / "tokens" / "shard-00000.bin").read_bytes()
-    assert main(["demo", "--quick", "--out", str(demo)]) == 0
+    assert main(["demo", "--quick", "--from-scratch", "--out", str(demo)]) == 0
     assert {name: read_metrics(demo / name) for name in before} == before
     assert (demo / "tokens" / "shard-00000.bin").read_bytes() == tokens
     assert capsys.readouterr().out.strip() == f"report: {demo / 'report.html'}"
 
 
 def test_other_settings_in_the_same_folder_are_refused(demo, capsys):
-    assert main(["demo", "--quick", "--seed", "1", "--out", str(demo)]) == 1
+    assert main(["demo", "--quick", "--from-scratch", "--seed", "1", "--out", str(demo)]) == 1
     assert "error:" in capsys.readouterr().err
+
+
+def test_the_shipped_codec_is_not_trained(tmp_path):
+    out = tmp_path / "demo"
+    assert main(["demo", "--quick", "--out", str(out)]) == 0
+    assert not (out / "codec").exists()
+    page = (out / "report.html").read_text()
+    assert "xcodec-tiny ships with the toolkit" in page and "untrained teacher" not in page
 
 
 def test_corpus_without_held_out_recordings_is_refused(tmp_path, capsys):

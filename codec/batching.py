@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-ACTIVATION_BYTES = 32 * 2**20
-"""Largest activation on a CPU: beyond it the C library maps fresh pages for every tensor, which costs a third of the
-time of decoding."""
+ACTIVATION_BYTES = 20 * 2**20
+"""Largest activation on a CPU. Beyond 32 MB the C library maps fresh pages for every tensor, which costs a third of the
+time; a little below is faster still, see docs/performance.md."""
 ACTIVATION_BYTES_GPU = 2**31
 """Largest activation elsewhere, where only memory limits it."""
 LEAST_FULL = {"cpu": 0.75}
@@ -20,14 +20,15 @@ LEAST_FULL = {"cpu": 0.75}
 LEAST_FULL_GPU = 0.4
 
 
-def frames_at_once(floats_per_frame: int, device: torch.device) -> int:
+def frames_at_once(floats_per_frame: int, device: torch.device, cpu_bytes: int = ACTIVATION_BYTES) -> int:
     """Frames whose widest activation stays within what the device takes well, over all rows.
 
     Args:
         floats_per_frame: size of the widest activation of a stack, per frame.
         device: where it runs.
+        cpu_bytes: largest activation where that is a CPU.
     """
-    budget = ACTIVATION_BYTES if device.type == "cpu" else ACTIVATION_BYTES_GPU
+    budget = cpu_bytes if device.type == "cpu" else ACTIVATION_BYTES_GPU
     return max(100, budget // (4 * floats_per_frame))
 
 

@@ -127,6 +127,8 @@ def architecture(model: CodecModelConfig, semantic: SemanticConfig, teacher: Pre
     if teacher is not None:
         stacks = dataclasses.asdict(semantic)
         parts["semantic"] = {key: stacks[key] for key in ("strides", "block_dilations")}
+        if semantic.layers != "mean":
+            parts["semantic"]["layers"] = semantic.layers
         parts["teacher"] = {key: getattr(teacher, key) for key in TEACHER_KEYS if hasattr(teacher, key)}
     return parts
 
@@ -143,6 +145,10 @@ TEACHER_KEYS = (
     "layer_norm_eps",
     "num_buckets",
     "max_bucket_distance",
+    "position_embeddings_type",
+    "left_max_position_embeddings",
+    "right_max_position_embeddings",
+    "conv_depthwise_kernel_size",
 )
 """Settings of a teacher that act on its features and that no tensor's shape shows."""
 

@@ -161,19 +161,14 @@ COMMANDS: dict[str, Command] = {
     "data synth": Command(data.data_synth, "make a small corpus of music, sounds and speech"),
     "data tokenize": Command(data.data_tokenize, "encode a manifest into a token store"),
     "codec train": Command(codec.codec_train, "train X-Codec or its twin", parses=True),
-    "codec eval": Command(
-        codec_eval.codec_eval, "quality of reconstructions; --against: beside the twin's"
-    ),
+    "codec eval": Command(codec_eval.codec_eval, "quality of reconstructions; --against: beside the twin's"),
     "codec encode": Command(codec.codec_encode, "audio file to .tokens"),
     "codec decode": Command(codec.codec_decode, ".tokens to audio file"),
     "codec info": Command(codec.codec_info, "what a codec is; --list those that are known; --verify a fingerprint"),
-    "codec convert": Command(
-        convert.codec_convert, "a checkpoint in the original code's, transformers' or our layout"
-    ),
+    "codec convert": Command(convert.codec_convert, "a checkpoint in the original code's, transformers' or our layout"),
+    "codec card": Command(codec.codec_card, "a run as a model folder for others: half precision, card, provenance"),
     "hubert train": Command(hubert.hubert_train, "pre-train a teacher on the first codes of a codec", parses=True),
-    "hubert probe": Command(
-        hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"
-    ),
+    "hubert probe": Command(hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
 }

@@ -124,3 +124,39 @@ def codec_info(
             raise XcodecLMError(f"{codec}: config.json states fingerprint {stated}, the weights have {computed}")
         lines.append("verified: the weights have this fingerprint")
     return Result("\n".join(lines), data)
+
+
+def codec_card(
+    run: Positional[Path], /, out: OutFile, evaluation: Path | None = None, notes: Path | None = None
+) -> Result:
+    """Writes a codec's model folder for others: half precision, a card, and what it was trained on.
+
+    Args:
+        run: finished run of codec train.
+        out: folder to write; its name becomes the codec's.
+        evaluation: what `codec eval` printed, to go into the card.
+        notes: Markdown about limits, to go into the card.
+    """
+    from xcodec_lm.codec.load import load_codec, save_codec
+    from xcodec_lm.tasks.report.card import codec_card as make_card
+    from xcodec_lm.tasks.report.card import write_card
+
+    texts = []
+    for path in (evaluation, notes):
+        try:
+            texts.append("" if path is None else path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise XcodecLMError(f"cannot read {path}: {error.strerror}") from None
+    text, data = make_card(run, *texts)
+    codec = load_codec(run)
+    before = codec.spec.fingerprint
+    save_codec(codec, out, name=out.resolve().name, half=True)
+    text = text.replace(before, codec.spec.fingerprint).replace(
+        f"# {run.resolve().name}\n", f"# {codec.spec.name}\n", 1
+    )
+    write_card((text, data), out)
+    size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    return Result(
+        f"{out}: {size / 1e6:.1f} MB, fingerprint {codec.spec.fingerprint}",
+        {"folder": str(out), "bytes": size, "fingerprint": codec.spec.fingerprint},
+    )

@@ -1,0 +1,99 @@
+"""Model cards: what a codec is, what it was trained on, by which command, and how well it does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from xcodec_lm import configs
+from xcodec_lm.codec.load import read_config
+from xcodec_lm.codec.runtime.run import read_metrics
+from xcodec_lm.configs import CodecTrainConfig
+from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.tasks.data.provenance import provenance
+
+
+def codec_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dict[str, Any]]:
+    """The card of a codec's run.
+
+    Args:
+        run: a run folder of `codec train` that has finished.
+        evaluation: the printed result of `codec eval`.
+        notes: Markdown about limits and intended use.
+
+    Returns:
+        Markdown, and the provenance of the training data for a file beside it.
+
+    Raises:
+        XcodecLMError: the run has not finished, or its manifests are gone.
+    """
+    if not (run / "model" / "config.json").is_file():
+        raise XcodecLMError(f"{run} has no model/: the run has not finished", "give a finished run of codec train")
+    config = configs.load(run, CodecTrainConfig)
+    data = provenance(config.data.manifests)
+    block = read_config(run / "model")["xcodec_lm"]
+    model, rows = config.model, read_metrics(run)
+    losses = next((row for row in reversed(rows) if "mel" in row), {})
+    frame_rate = model.sample_rate / model.hop_samples
+    licences = sum((Counter(entry["licences"]) for entry in data), Counter())
+    lines = [
+        f"# {block['name']}",
+        "",
+        f"{model.sample_rate} Hz, {frame_rate:g} frames/s, {model.quantizer.n_q} codebooks of "
+        f"{model.quantizer.codebook_size} codes, {model.quantizer.dim} wide. Teacher: {_teacher(config)}.",
+        "",
+        f"Fingerprint `{block['fingerprint']}`.",
+        "",
+        "## Training",
+        "",
+        f"    {_command(run)}",
+        "",
+        f"{config.optim.steps} steps of {config.data.batch_s:g} s of audio, seed {config.run.seed}. Losses at the end: "
+        + ", ".join(f"{key} {value:.3g}" for key, value in losses.items() if key in ("mel", "stft", "semantic"))
+        + ".",
+        "",
+        "## Data",
+        "",
+        "Only rows with `split: train`. `provenance.json` lists speakers, pieces, recordings and hashes.",
+        "",
+        "| manifest | rows | minutes | sha256 of its train ids |",
+        "|---|---|---|---|",
+        *(f"| {e['manifest']} | {e['rows']} | {e['minutes']} | `{e['ids_sha256'][:16]}` |" for e in data),
+        "",
+        "Licences of the recordings: " + ", ".join(f"{name} ({count})" for name, count in licences.most_common()) + ".",
+        "",
+        "Sources: " + ", ".join(sorted({source for entry in data for source in entry["sources"]})) + ".",
+    ]
+    if evaluation:
+        lines += ["", "## Measured on recordings that no part was trained on", "", "```", evaluation.rstrip(), "```"]
+    if notes:
+        lines += ["", "## Limits", "", notes.strip()]
+    return "\n".join(lines) + "\n", {"command": _command(run), "data": data}
+
+
+def write_card(card: tuple[str, dict[str, Any]], folder: Path) -> None:
+    """Writes README.md and provenance.json into a model's folder.
+
+    Raises:
+        XcodecLMError: the folder cannot be written.
+    """
+    text, data = card
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / "provenance.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {folder}: {error.strerror}", "choose another folder with -o") from None
+
+
+def _command(run: Path) -> str:
+    """The run's command without the places where its author kept things."""
+    words = (run / "command.txt").read_text(encoding="utf-8").split()
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in words)
+
+
+def _teacher(config: CodecTrainConfig) -> str:
+    teacher = config.semantic.teacher
+    return "none (the twin without semantics)" if teacher == "none" else f"HuBERT, width {config.semantic.dim}"

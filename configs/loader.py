@@ -21,12 +21,14 @@ from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
+from xcodec_lm.configs.xcodec2 import Xcodec2TrainConfig
 
 T = TypeVar("T")
 
 FAMILIES: dict[str, type] = {
     "xcodec": CodecTrainConfig,
     "baseline": CodecTrainConfig,
+    "xcodec2": Xcodec2TrainConfig,
     "hubert": HubertTrainConfig,
     "music": LMTrainConfig,
 }

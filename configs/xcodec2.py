@@ -1,4 +1,4 @@
-"""Settings of X-Codec 2 and its relatives: the model and its semantic branch.
+"""Settings of X-Codec 2 and its relatives: the model, its semantic branch, and how it is trained.
 
 Defaults are the sizes of the published model. NeuCodec is the same with `output_sample_rate: 24000` and
 `semantic.pad_samples: 0`; the streaming variant is `decoder.causal: true`.
@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from xcodec_lm.configs.codec import CodecDataConfig, CodecLossConfig
 from xcodec_lm.configs.errors import ConfigError
+from xcodec_lm.configs.run import OptimConfig, RunConfig
 
 GROUPS = 32
 """Groups of the norms in the decoder's ResNet blocks."""
@@ -74,6 +76,11 @@ class Xcodec2ModelConfig:
     init_std: float | None = 0.02
     """Standard deviation of initial weights; null keeps the variance of signals in the encoder, and PyTorch's own
     initialisation elsewhere."""
+    start_from: str = ""
+    """A trained codec of this family whose weights a run starts from. Empty: fresh weights."""
+    freeze_encoder: bool = False
+    """Train the decoder alone, on the codes of `start_from`, which stay the same: for a streaming decoder or another
+    output rate."""
 
     def __post_init__(self):
         decoder, levels = self.decoder, self.quantizer.levels
@@ -129,3 +136,52 @@ class Xcodec2SemanticConfig:
     """Weight of the squared error of the reconstructed teacher features."""
     window_s: float = 60.0
     """Longest stretch that the teacher sees at once (WavLM and w2v-BERT: at most 20 s); longer audio is windowed."""
+
+
+@dataclass(frozen=True)
+class Xcodec2OptimConfig(OptimConfig):
+    """AdamW and its learning-rate schedule, with the straight line of the published training."""
+
+    linear_steps: int = 0
+    """Step at which a straight line from the peak has reached `min_lr_ratio` of it and stays there; 0 follows
+    `schedule`."""
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if not self.linear_steps or step < self.warmup_steps:
+            return super().lr_at(step)
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.linear_steps - self.warmup_steps))
+        return self.lr * (1 - (1 - self.min_lr_ratio) * progress)
+
+
+@dataclass(frozen=True)
+class Xcodec2TrainConfig:
+    """Everything that decides a training run of an X-Codec 2 or a relative."""
+
+    model: Xcodec2ModelConfig = field(default_factory=Xcodec2ModelConfig)
+    """Acoustic encoder, quantizer, decoder."""
+    semantic: Xcodec2SemanticConfig = field(default_factory=Xcodec2SemanticConfig)
+    """Teacher and semantic branch."""
+    data: CodecDataConfig = field(default_factory=CodecDataConfig)
+    """Manifests and batches."""
+    optim: Xcodec2OptimConfig = field(default_factory=Xcodec2OptimConfig)
+    """Generator's optimizer; the discriminators share all but the rate."""
+    loss: CodecLossConfig = field(default_factory=CodecLossConfig)
+    """Losses and discriminators; there is no commitment."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Seed, intervals, tracker."""
+
+    def __post_init__(self):
+        model, data, loss = self.model, self.data, self.loss
+        if len(loss.mel_windows) != len(loss.mel_bands):
+            raise ConfigError("loss.mel_windows and loss.mel_bands must have the same length")
+        if len(loss.disc_hops) != len(loss.disc_channels):
+            raise ConfigError("loss.disc_hops and loss.disc_channels must have the same length")
+        crop = data.crop_s * model.sample_rate
+        if crop < model.hop_samples or round(crop) % model.hop_samples:
+            raise ConfigError(
+                f"data.crop_s {data.crop_s} is not a whole number of frames of {model.hop_samples} samples "
+                f"at {model.sample_rate} Hz"
+            )
+        if data.batch_s < data.crop_s:
+            raise ConfigError(f"data.batch_s {data.batch_s} is shorter than one crop of {data.crop_s} s")

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.tasks.commands.common import (
+    DEFAULT_CODEC,
     Device,
     OutFile,
     Result,
@@ -25,13 +26,18 @@ def codec_train(argv: list[str]) -> Result | int:
 
 
 def codec_encode(
-    audio: Positional[Path], /, codec: str, out: OutFile, n_q: int | None = None, device: Device = "auto"
+    audio: Positional[Path],
+    /,
+    out: OutFile,
+    codec: str = DEFAULT_CODEC,
+    n_q: int | None = None,
+    device: Device = "auto",
 ) -> Result:
     """Encodes an audio file of any rate, channel count and format into a .tokens file.
 
     Args:
         audio: the recording.
-        codec: run folder, model folder or hub id.
+        codec: run folder, model folder, shipped name or hub id.
         out: the .tokens file to write.
         n_q: layers to keep; all by default.
         device: where to compute.
@@ -53,7 +59,12 @@ def codec_encode(
 
 
 def codec_decode(
-    tokens: Positional[Path], /, codec: str, out: OutFile, n_q: int | None = None, device: Device = "auto"
+    tokens: Positional[Path],
+    /,
+    out: OutFile,
+    codec: str = DEFAULT_CODEC,
+    n_q: int | None = None,
+    device: Device = "auto",
 ) -> Result:
     """Decodes a .tokens file into audio.
 
@@ -78,7 +89,7 @@ def codec_decode(
 
 
 def codec_info(
-    codec: Positional[str] = "xcodec-tiny", /, listing: Annotated[bool, arg(name="list")] = False, verify: bool = False
+    codec: Positional[str] = DEFAULT_CODEC, /, listing: Annotated[bool, arg(name="list")] = False, verify: bool = False
 ) -> Result:
     """Shows what a codec is, or which codecs are known.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shlex
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 from tyro.conf import OmitArgPrefixes, arg
 
 from xcodec_lm import configs
@@ -16,6 +18,9 @@ from xcodec_lm.configs.errors import ConfigError, UsageError, XcodecLMError
 
 Device = Literal["auto", "cpu", "cuda"]
 OutFile = Annotated[Path, arg(aliases=("-o",))]
+
+DEFAULT_CODEC = "xcodec-tiny"
+"""The shipped codec that commands take unless they are told another."""
 
 common_flags: list[str] = []
 """Those of `-v -q --json` that this call was given, for the processes that it starts."""
@@ -45,6 +50,8 @@ class TrainFlags:
 
 TRAINERS = {"codec": "xcodec_lm.codec.train", "hubert": "xcodec_lm.codec.pretrain", "music": "xcodec_lm.lm.train"}
 """Module with `train` and `dry_run` of each noun that can be trained."""
+RELATIVES = {"xcodec": ("xcodec2",)}
+"""Preset families of other configuration classes that the trainer of a family takes, too."""
 
 
 def train_command(noun: str, family: str, argv: list[str]) -> Result | int:
@@ -52,17 +59,18 @@ def train_command(noun: str, family: str, argv: list[str]) -> Result | int:
 
     Args:
         noun: a key of `TRAINERS`.
-        family: of the presets, whose configuration class is used unless the source names another.
+        family: of the presets, whose configuration class is used unless the source is of one of its `RELATIVES`.
         argv: what the user wrote after `NOUN train`.
 
     Returns:
         What to print, or the exit code of the processes that were started for `--gpus`.
     """
-    cls = configs.FAMILIES[family]
     source = argv[0] if argv and not argv[0].startswith("-") else None
     if source is None and not {"-h", "--help"} & set(argv):
-        names = [name for name in configs.presets() if configs.FAMILIES[name.split("/")[0]] is cls]
+        known = {configs.FAMILIES[name] for name in (family, *RELATIVES.get(family, ()))}
+        names = [name for name in configs.presets() if configs.FAMILIES[name.split("/")[0]] in known]
         raise UsageError(f"{noun} train needs a preset or a YAML file first", f"presets: {', '.join(names)}")
+    cls = _class_of(source, family)
     default = configs.load(source or f"{family}/tiny", cls)
     flags, config = _parse_training(
         cls, default, argv[1:] if source else argv, f"xcodec-lm {noun} train PRESET_OR_YAML"
@@ -87,6 +95,32 @@ def train_command(noun: str, family: str, argv: list[str]) -> Result | int:
     options = RunOptions(out=out, command=command, resume=flags.resume, device=flags.device, max_steps=flags.max_steps)
     folder = module.train(config, options)
     return Result(f"run: {folder}", {"run": str(folder)})
+
+
+def _class_of(source: str | None, family: str) -> type:
+    """The configuration class of a preset, YAML file or run folder, among that of a family and its relatives.
+
+    A file is of the family of the preset at the end of its `base:` chain; one without is of the first family that has
+    its keys. What fits none is left to the loader, which says so in terms of `family`.
+    """
+    families = (family, *RELATIVES.get(family, ()))
+    if source is None or len(families) == 1:
+        return configs.FAMILIES[family]
+    place, seen = Path(source), set()
+    while (file := place / "config.yaml" if place.is_dir() else place).is_file() and file not in seen:
+        seen.add(file)
+        try:
+            base = yaml.safe_load(file.read_text(encoding="utf-8")).get("base")
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+            return configs.FAMILIES[family]
+        if not isinstance(base, str):
+            for name in families:
+                with contextlib.suppress(ConfigError):
+                    return type(configs.load(source, configs.FAMILIES[name]))
+            return configs.FAMILIES[family]
+        place = file.parent / base if (file.parent / base).exists() else Path(base)
+    named = place.parts[0] if place.parts else ""
+    return configs.FAMILIES[named if named in families else family]
 
 
 def _parse_training(cls: type, default: Any, argv: list[str], prog: str) -> tuple[TrainFlags, Any]:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from xcodec_lm.configs.errors import PartialError, UsageError, XcodecLMError
 from xcodec_lm.tasks.commands.common import (
+    DEFAULT_CODEC,
     Device,
     OutFile,
     Result,
@@ -105,8 +106,8 @@ def data_synth(
 def data_tokenize(
     manifests: Positional[tuple[Path, ...]],
     /,
-    codec: str,
     out: OutFile,
+    codec: str = DEFAULT_CODEC,
     n_q: int | None = None,
     device: Device = "auto",
 ) -> tuple[Result, PartialError | None]:
@@ -114,7 +115,7 @@ def data_tokenize(
 
     Args:
         manifests: JSON lines.
-        codec: run folder, model folder or hub id.
+        codec: run folder, model folder, shipped name or hub id.
         out: the store, a folder.
         n_q: layers to keep; all by default.
         device: where to compute.

@@ -213,7 +213,7 @@ def save_codec(codec: XCodec, folder: str | Path, name: str | None = None, half:
         data = {"model_type": convert.OWN_MODEL_TYPE}
         if teacher_config is not None:
             data["semantic_model_config"] = teacher_config.to_dict()
-    data = {**data, convert.OWN_MODEL_TYPE: block}
+    data = {**_without_places(data), convert.OWN_MODEL_TYPE: block}
     extractor = DacFeatureExtractor(sampling_rate=model.sample_rate, hop_length=model.hop_samples)
     config = json.dumps(data, indent=2, default=str) + "\n"
     write_files(
@@ -225,6 +225,15 @@ def save_codec(codec: XCodec, folder: str | Path, name: str | None = None, half:
         },
     )
     codec.spec = replace(codec.spec, name=block["name"], fingerprint=fingerprint)
+
+
+def _without_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the paths that its parts were once loaded from."""
+    return {
+        key: _without_places(value) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if key != "_name_or_path"
+    }
 
 
 def fingerprint_of(folder: Path, codec: XCodec, teacher_config: Any) -> str:

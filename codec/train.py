@@ -118,7 +118,7 @@ class Family(Protocol):
 class XCodecFamily:
     """X-Codec and its twin."""
 
-    shown = ("mel", "stft", "commitment")
+    shown: tuple[str, ...] = ("mel", "stft", "commitment")
     with_anchors = False
 
     def __init__(self, config: CodecTrainConfig):

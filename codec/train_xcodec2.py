@@ -37,7 +37,7 @@ FROZEN_TOO = ("quantizer", "fc_semantic", "semantic_decoder")
 class Xcodec2Family:
     """What the trainer asks of a model family, see `codec.train.Family`."""
 
-    shown = ("mel", "stft")
+    shown: tuple[str, ...] = ("mel", "stft")
     with_anchors = True
 
     def __init__(self, config: Xcodec2TrainConfig):
@@ -127,7 +127,10 @@ class Xcodec2Family:
         """
         mel = result.codec[1]["mel"]
         anchors = {name: values["mel"] for name, values in result.anchors.items()}
-        use = level_use(codec, wavs)
+        tokens = CodebookUse(codec)
+        for wav in wavs:
+            tokens.add(codec.encode(wav[None]))
+        use = level_use(codec, tokens)
         row = {f"eval/mel_{name.replace(' ', '_')}": value for name, value in anchors.items()}
         row |= {"eval/code_perplexity": result.perplexity[0], "eval/frames": float(use.frames)}
         row |= {f"eval/levels_used_{d + 1}": share for d, share in enumerate(use.shares)}
@@ -209,11 +212,8 @@ class LevelUse:
         self.perplexity = [float(2 ** -(p[p > 0] * p[p > 0].log2()).sum()) for p in chances]
 
 
-def level_use(codec: XCodec2, wavs: list[Tensor]) -> LevelUse:
-    """Counts the levels in the codes of clips (1, N_i)."""
-    use = CodebookUse(codec)
-    for wav in wavs:
-        use.add(codec.encode(wav[None]))
+def level_use(codec: XCodec2, use: CodebookUse) -> LevelUse:
+    """The use of levels that lies in the use of a codec's codes."""
     present = use.counts[0].nonzero()[:, 0]
     weights, levels = use.counts[0][present], codec.quantizer.config.levels
     digits = codec.quantizer.to_digits(present.to(codec.device)).long().cpu()  # (codes, dimensions)

@@ -30,6 +30,7 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
             write(temporary[name])
+            temporary[name].chmod(0o644)  # safetensors leaves its files to their owner alone
             flush(temporary[name])
         for name, path in temporary.items():
             path.replace(folder / name)

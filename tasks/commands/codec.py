@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -160,6 +161,8 @@ def codec_card(
             raise XcodecLMError(f"cannot read {path}: {error.strerror}") from None
     text, data = make_card(run, *texts)
     codec = load_codec(run)
+    if codec.has_semantics:  # where its author kept the teacher helps nobody; the new folder stands for it
+        codec.semantic_config = replace(codec.semantic_config, teacher=out.resolve().name)
     before = codec.spec.fingerprint
     save_codec(codec, out, name=out.resolve().name, half=True)
     text = text.replace(before, codec.spec.fingerprint).replace(

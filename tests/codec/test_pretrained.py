@@ -90,19 +90,11 @@ def test_nothing_held_out_was_trained_on(name):
 @pytest.mark.parametrize("domain", ["speech", "music", "sound"])
 def test_held_out_recordings_are_recognisable(shipped, domain):
     clips = [c for c in read_manifest(Path(str(CORPUS)) / f"{domain}.jsonl") if c.split == "test" and c.duration_s > 2]
-    ours = noise = 0.0
+    ours = fewest = noise = 0.0
     for clip in clips[:: max(1, len(clips) // 5)][:5]:
         wav = load_audio(clip.path, 16_000, duration_s=2).wav
-        estimate = shipped.decode(shipped.encode(wav[None]))[0][0, 0]
-        ours += mel_distance(estimate, wav[0], 16_000)
+        tokens = shipped.encode(wav[None])
+        ours += mel_distance(shipped.decode(tokens)[0][0, 0], wav[0], 16_000)
+        fewest += mel_distance(shipped.decode(tokens.take(1))[0][0, 0], wav[0], 16_000)
         noise += mel_distance(anchors(wav[0], 16_000)["white noise"], wav[0], 16_000)
-    assert ours < 0.5 * noise
-
-
-def test_more_codebooks_are_nearer(shipped):
-    """On a sound that no corpus holds: four partials that rise and fade."""
-    time = torch.arange(32_000) / 16_000
-    wav = sum(torch.sin(2 * torch.pi * 220 * k * time) / k for k in range(1, 5)) * torch.sin(torch.pi * time / 2) * 0.1
-    tokens = shipped.encode(wav[None, None])
-    one, eight = (mel_distance(shipped.decode(tokens.take(n))[0][0, 0], wav, 16_000) for n in (1, 8))
-    assert eight < one
+    assert ours < fewest and ours < 0.5 * noise

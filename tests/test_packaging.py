@@ -23,9 +23,10 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def imported(path):
+def imported(path, top_level=False):
     """Names of all modules that a file imports, wherever in it; `from a import b` gives a and a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -75,13 +76,17 @@ def test_no_torchaudio_and_relatives():
 
 
 def test_code_imports_core_dependencies_only():
-    import_names = {"pyyaml": "yaml"}
+    """At the top of a module; inside functions, those of the extras too."""
+    import_names = {"pyyaml": "yaml", "espeakng-loader": "espeakng_loader"}
     core = PYPROJECT["project"]["dependencies"]
     known = {name.split(">=")[0].strip() for name in core}
     allowed = {import_names.get(name, name) for name in known} | set(sys.stdlib_module_names)
     allowed |= {"xcodec_lm", "huggingface_hub", "markupsafe"}  # these come with transformers and jinja2
+    extras = {item.split(">=")[0] for group in PYPROJECT["project"]["optional-dependencies"].values() for item in group}
     for path in SOURCES:
-        assert {name.split(".")[0] for name in imported(path)} <= allowed, name_of(path)
+        assert {name.split(".")[0] for name in imported(path, top_level=True)} <= allowed, name_of(path)
+        lazily = {name.split(".")[0] for name in imported(path)}
+        assert lazily <= allowed | {import_names.get(name, name) for name in extras}, name_of(path)
 
 
 def test_package_list_is_complete():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xcodec_lm.codec.audio import save_audio
+from xcodec_lm.codec.streaming import WindowedStreamDecoder
 from xcodec_lm.codec.tokens import AudioTokenizer, AudioTokens, TokenSpec, stack_codes
 from xcodec_lm.configs.errors import AudioError, TokenError, UsageError, XcodecLMError
 from xcodec_lm.configs.lm import GPTConfig, LayoutConfig
@@ -51,6 +52,9 @@ class LevelCodec:
         levels = ((tokens.codes - 16) * steps[:, None]).sum(1)  # (B, T)
         wav = levels.repeat_interleave(self.spec.hop_samples // 2, dim=1)[:, None]
         return wav, torch.full((len(wav),), wav.shape[2])
+
+    def stream_decoder(self, batch: int = 1) -> WindowedStreamDecoder:
+        return WindowedStreamDecoder(self, batch, 0, 0)
 
 
 def save_model(run, n_q=2, path=None):

@@ -45,6 +45,9 @@ class Levels:
     def decode(self, tokens):
         raise AssertionError("tokenizing decodes nothing")
 
+    def stream_decoder(self, batch=1):
+        raise AssertionError("tokenizing streams nothing")
+
 
 @pytest.fixture
 def corpus(tmp_path):

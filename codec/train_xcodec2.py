@@ -92,9 +92,12 @@ class Xcodec2Family:
         return codec
 
     def widest(self, codec: XCodec2) -> int:
-        """Floats per frame of the activations that decide the memory of a step."""
+        """Floats per frame of the widest activations.
+
+        The encoder's count two and a half times: its anti-aliased activations keep that many more than a plain Snake.
+        """
         decoder = codec.config.decoder.mlp_dim + 4 * codec.config.output_hop_samples
-        return decoder if self.frozen else decoder + codec.acoustic_encoder.floats_per_frame
+        return decoder if self.frozen else decoder + 5 * codec.acoustic_encoder.floats_per_frame // 2
 
     def initialize(self, codec: XCodec2, batch: Tensor, micro: int, run: Run) -> None:
         """FSQ has no codebook to initialise."""

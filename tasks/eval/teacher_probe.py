@@ -76,7 +76,8 @@ def probe(
 
     Returns:
         A row a task and source: `task`, `source`, `accuracy` and, except for the first, `gain` of the first over it
-        (both as `Estimate.to_dict`), `chance` of the most frequent label, `classes`, `clips`, `unit`, `verdict`.
+        (both as `Estimate.to_dict`), `chance` (the better of guessing and of naming the most frequent label),
+        `classes`, `clips`, `unit`, `verdict`.
     """
     tasks = probe_tasks(clips, per_class, seed)
     every = {clip.id: clip for task in tasks for clip in task.clips}
@@ -91,7 +92,7 @@ def probe(
                 "task": task.name,
                 "source": name,
                 "accuracy": score.accuracy.to_dict(),
-                "chance": score.majority,
+                "chance": max(score.majority, 1 / len(set(task.labels))),
                 "classes": len(set(task.labels)),
                 "clips": len(task.clips),
                 "unit": task.unit,
@@ -116,7 +117,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
             task = row["task"]
             lines.append(
                 f"{task}: {row['classes']} classes, {row['clips']} clips, {row['accuracy']['units']} units "
-                f"({row['unit']}), most frequent label {100 * row['chance']:.1f}"
+                f"({row['unit']}), chance {100 * row['chance']:.1f}"
             )
         line = f"  {row['source']:<22}{_percent(row['accuracy'])}"
         if "gain" in row:

@@ -87,7 +87,7 @@ def test_exported_codec_encodes_as_the_trained_one(manifest, tmp_path, monkeypat
 @pytest.mark.parametrize("kind", ["xcodec", "baseline"])
 def test_training_lowers_the_reconstruction_losses(manifest, tmp_path, kind):
     config = configs.load(
-        f"{kind}/tiny", CodecTrainConfig,
+        f"{kind}/demo", CodecTrainConfig,
         {**MINI, "data.manifests": [str(manifest)], "optim.steps": 60, "optim.lr": 3e-3, "loss.disc_start_step": 99,
          "run.save_every": 60, "run.eval_every": 60},
     )  # fmt: skip

@@ -284,3 +284,21 @@ def test_random_teacher_follows_its_seed_and_leaves_the_generator_alone():
     weight = "encoder.layers.0.attention.k_proj.weight"
     assert torch.equal(a.state_dict()[weight], b.state_dict()[weight])
     assert not torch.equal(a.state_dict()[weight], c.state_dict()[weight])
+
+
+@pytest.mark.parametrize("frames", [150, 151, 420])
+def test_windows_of_one_size_equal_the_whole(codec, monkeypatch, frames):
+    """The windows that compiled stacks work in, here with the stacks as they are."""
+    sizes = []
+
+    def spied(stack):
+        return lambda x: sizes.append(x.shape[2]) or stack(x)
+
+    wav = noise(1, 1, 320 * frames, seed=7)
+    whole = codec.encode(wav)
+    audio = codec.decode(whole)[0]
+    stacks = {"encoder": spied(codec.acoustic_encoder), "decoder": spied(codec.acoustic_decoder)}
+    monkeypatch.setattr(codec, "_compiled", stacks)
+    assert torch.equal(codec.encode(wav).codes, whole.codes)
+    torch.testing.assert_close(codec.decode(whole)[0], audio, rtol=0, atol=1e-5)
+    assert set(sizes) == {xcodec.COMPILED_FRAMES, 320 * xcodec.COMPILED_FRAMES}

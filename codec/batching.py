@@ -20,15 +20,14 @@ LEAST_FULL = {"cpu": 0.75}
 LEAST_FULL_GPU = 0.4
 
 
-def frames_at_once(floats_per_frame: int, device: torch.device, cpu_bytes: int = ACTIVATION_BYTES) -> int:
+def frames_at_once(floats_per_frame: int, device: torch.device) -> int:
     """Frames whose widest activation stays within what the device takes well, over all rows.
 
     Args:
         floats_per_frame: size of the widest activation of a stack, per frame.
         device: where it runs.
-        cpu_bytes: largest activation where that is a CPU.
     """
-    budget = cpu_bytes if device.type == "cpu" else ACTIVATION_BYTES_GPU
+    budget = ACTIVATION_BYTES if device.type == "cpu" else ACTIVATION_BYTES_GPU
     return max(100, budget // (4 * floats_per_frame))
 
 
@@ -92,7 +91,8 @@ def keep(x: Tensor, lengths: Tensor | None) -> Tensor:
     """
     if lengths is None:
         return x
-    return x * (torch.arange(x.shape[-1], device=x.device) < lengths[:, None])[:, None]
+    valid = torch.arange(x.shape[-1], device=x.device) < lengths[:, None]  # (B, L)
+    return x * valid.view(len(x), *(1,) * (x.dim() - 2), -1)
 
 
 def uneven(lengths: list[int], device: torch.device) -> Tensor | None:
@@ -117,6 +117,8 @@ def in_windows(
     before, after = rates
     for start, stop, left, right in windows(x.shape[2] // before, core, halo):
         here = None if lengths is None else (lengths - left * before).clamp(0, (right - left) * before)
+        if here is not None and here.device.type == "cpu" and int(here.min()) == (right - left) * before:
+            here = None  # no row ends in this window
         y = stack(x[:, :, left * before : right * before], here)
         parts.append(y[:, :, (start - left) * after : (stop - left) * after])
     return torch.cat(parts, dim=2)

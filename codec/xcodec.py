@@ -35,8 +35,6 @@ from xcodec_lm.codec.tokens import AudioTokens, Features, TokenSpec, stack_codes
 from xcodec_lm.configs.codec import CodecModelConfig, SemanticConfig
 from xcodec_lm.configs.errors import ConfigError, TokenError
 
-DECODER_BYTES = 14 * 2**20
-"""Largest activation of the decoder on a CPU; its windows need less context than the encoder's and can be shorter."""
 WHOLE_FRAMES = 1000
 """Frames (20 s) up to which both branches are joined and quantized in one piece, in the arithmetic of the peer."""
 COMPILED_FRAMES = 150
@@ -277,7 +275,7 @@ class XCodec(nn.Module):
         lengths = full if tokens.samples is None else torch.minimum(tokens.samples, full)
         wav = torch.zeros(len(tokens), 1, int(lengths.max()), device=device)
         frames = tokens.lengths.tolist()
-        limit = frames_at_once(self.acoustic_decoder.floats_per_frame, device, DECODER_BYTES)
+        limit = frames_at_once(self.acoustic_decoder.floats_per_frame, device)
         for members in buckets(frames, limit, device):
             counts = [frames[index] for index in members]
             rows = self._audio(tokens.codes[members, :, : max(counts)], uneven(counts, device))
@@ -416,7 +414,7 @@ class XCodec(nn.Module):
         latents = self.fc2(self.quantizer.decode(codes).transpose(1, 2)).transpose(1, 2)
         if "decoder" in self._compiled and lengths is None and total >= COMPILED_FRAMES:
             return in_equal_windows(self._compiled["decoder"], latents, rates, decoder.halo_frames, COMPILED_FRAMES)
-        core = max(1, frames_at_once(decoder.floats_per_frame, codes.device, DECODER_BYTES) // len(codes))
+        core = max(1, frames_at_once(decoder.floats_per_frame, codes.device) // len(codes))
         if total <= core + decoder.halo_frames:
             return decoder(latents, lengths)
         return in_windows(decoder, latents, lengths, rates, decoder.halo_frames, core)

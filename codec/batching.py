@@ -55,6 +55,25 @@ def buckets(frames: list[int], limit: int, device: torch.device) -> Iterator[lis
         yield bucket
 
 
+def equal_rows(sizes: list[int], limit: int) -> Iterator[tuple[int, list[int]]]:
+    """Rows of one size together, for models that padding would change.
+
+    Args:
+        sizes: of each row.
+        limit: sum of the sizes of rows that go together; a single row may have more.
+
+    Yields:
+        A size and the indices of rows that have it; every row is yielded once.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    for size, members in groups.items():
+        at_once = max(1, limit // size)
+        for first in range(0, len(members), at_once):
+            yield size, members[first : first + at_once]
+
+
 def windows(total: int, core: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
     """Cuts `total` frames into cores with context.
 

@@ -19,6 +19,7 @@ Source: arXiv 2502.04128, section 3.1.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 
 from xcodec_lm.codec import semantic as teachers
 from xcodec_lm.codec.audio import check_wav
-from xcodec_lm.codec.batching import frames_at_once, windows
+from xcodec_lm.codec.batching import equal_rows, frames_at_once, windows
 from xcodec_lm.codec.nn.acoustic import add_weight_norm, folded_state
 from xcodec_lm.codec.nn.bigcodec import Encoder
 from xcodec_lm.codec.nn.fsq import FiniteScalarQuantizer
@@ -256,14 +257,18 @@ class XCodec2(nn.Module):
                 wav[index, :, : int(lengths[index])] = row[:, : int(lengths[index])]
         return wav, lengths
 
-    def stream_decoder(self, batch: int = 1) -> WindowedStreamDecoder:
+    def stream_decoder(self, batch: int = 1, lookahead_frames: int | None = None) -> WindowedStreamDecoder:
         """A decoder that is given codes as they come.
 
         Exact for a causal decoder, up to rounding. Any other sees the whole clip offline and a window here; how far
         the two are apart is measured by `codec.streaming.declared_error`.
+
+        Args:
+            batch: rows that are decoded side by side.
+            lookahead_frames: frames held back; None for what the decoder needs.
         """
         context = self.acoustic_decoder.context_frames if self.causal else STREAM_CONTEXT_FRAMES
-        return WindowedStreamDecoder(self, batch, self.lookahead_frames, context)
+        return WindowedStreamDecoder(self, batch, lookahead_frames, context)
 
     # ------------------------------------------------------------------ features
 
@@ -326,33 +331,16 @@ class XCodec2(nn.Module):
         if self.decode_only:
             raise TokenError("this codec was loaded with decode_only=True and cannot encode", "load it without")
 
-    def _whole_rows(self, wav: Tensor, lengths: Tensor) -> list[tuple[Tensor, list[int]]]:
+    def _whole_rows(self, wav: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
         """Rows of equal numbers of frames together, as (B', 1, T * hop), with their indices."""
-        hop = self.config.hop_samples
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths.tolist()):
-            groups.setdefault(self.frames(length), []).append(index)
-        parts = []
-        for frames, members in groups.items():
-            rows = [F.pad(wav[i, :, : int(lengths[i])], (0, frames * hop - int(lengths[i]))) for i in members]
-            at_once = max(1, frames_at_once(self.acoustic_encoder.floats_per_frame, self.device) // frames)
-            parts += [
-                (torch.stack(rows[i : i + at_once]).to(self.device, torch.float32), members[i : i + at_once])
-                for i in range(0, len(rows), at_once)
-            ]
-        return parts
+        hop, counts = self.config.hop_samples, lengths.tolist()
+        limit = frames_at_once(self.acoustic_encoder.floats_per_frame, self.device)
+        for frames, members in equal_rows([self.frames(count) for count in counts], limit):
+            rows = [F.pad(wav[i, :, : counts[i]], (0, frames * hop - counts[i])) for i in members]
+            yield torch.stack(rows).to(self.device, torch.float32), members
 
-    def _token_rows(self, tokens: AudioTokens) -> list[tuple[Tensor, list[int]]]:
+    def _token_rows(self, tokens: AudioTokens) -> Iterator[tuple[Tensor, list[int]]]:
         """Rows of equal length together, as (B', 1, T), with their indices."""
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(tokens.lengths.tolist()):
-            groups.setdefault(length, []).append(index)
         widest = max(self.config.decoder.mlp_dim, 4 * self.config.output_hop_samples)
-        budget = frames_at_once(widest, self.device)
-        parts = []
-        for length, members in groups.items():
-            at_once = max(1, budget // length)
-            for i in range(0, len(members), at_once):
-                chosen = members[i : i + at_once]
-                parts.append((tokens.codes[chosen, :, :length], chosen))
-        return parts
+        for length, members in equal_rows(tokens.lengths.tolist(), frames_at_once(widest, self.device)):
+            yield tokens.codes[members, :, :length], members

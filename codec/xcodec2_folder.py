@@ -8,13 +8,13 @@ that restores the teacher's features, which transformers does not have, lies apa
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, NeuCodecConfig, PretrainedConfig, Xcodec2Config
 
@@ -22,6 +22,7 @@ from xcodec_lm import configs
 from xcodec_lm.codec.convert import OWN_MODEL_TYPE, TEACHER_KEYS
 from xcodec_lm.codec.fingerprints import hash_tensors, read_tensors, stored_fingerprint
 from xcodec_lm.codec.nn.transformer import EPS
+from xcodec_lm.codec.runtime.files import write_files
 from xcodec_lm.codec.semantic import quiet_transformers, teacher_from_config
 from xcodec_lm.codec.xcodec2 import XCodec2
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
@@ -146,22 +147,17 @@ def save_xcodec2(codec: XCodec2, folder: str | Path, name: str | None = None) ->
             "sampling_rate": codec.config.sample_rate,
             "hop_length": codec.config.hop_samples,
         }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, weights in (("model.safetensors", tensors), (SEMANTIC_DECODER_FILE, apart)):
-            if weights:
-                save_file(weights, folder / f".{file}.tmp", metadata={"format": "pt"})
-        for file, content in texts.items():
-            text = json.dumps(content, indent=2, default=str) + "\n"
-            (folder / f".{file}.tmp").write_text(text, encoding="utf-8")
-        for file in (SEMANTIC_DECODER_FILE, "preprocessor_config.json"):
-            (folder / file).unlink(missing_ok=True)  # of an older codec that had them
-        for file in (*(["model.safetensors"] + [SEMANTIC_DECODER_FILE] * bool(apart)), *texts):
-            os.replace(folder / f".{file}.tmp", folder / file)
-    except (OSError, SafetensorError) as error:
-        for stale in folder.glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
-        raise XcodecLMError(f"cannot write {folder}: {error}", "choose a folder that can be written") from None
+    writers: dict[str, Callable[[Path], object]] = {}
+    for file, weights in (("model.safetensors", tensors), (SEMANTIC_DECODER_FILE, apart)):
+        if weights:
+            writers[file] = partial(save_file, weights, metadata={"format": "pt"})
+    for file, content in texts.items():
+        writers[file] = partial(
+            Path.write_text, data=json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8"
+        )
+    write_files(folder, writers)
+    for file in {SEMANTIC_DECODER_FILE, "preprocessor_config.json"} - set(writers):
+        (folder / file).unlink(missing_ok=True)  # of an older codec that had it
     codec.spec = replace(codec.spec, name=block["name"], fingerprint=fingerprint)
 
 

@@ -12,16 +12,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from xcodec_lm.codec import semantic as teachers
-from xcodec_lm.codec.batching import windows
-from xcodec_lm.codec.teacher_forward import (
-    CONTEXT_S,
-    WINDOW_LIMIT_S,
-    LocalFeatures,
-    frames_of,
-    hop_of,
-    pooled_states,
-    teacher_features,
-)
+from xcodec_lm.codec.teacher_forward import frames_of, hop_of, teacher_features
 from xcodec_lm.configs.codec import SemanticConfig
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.xcodec2 import Xcodec2ModelConfig, Xcodec2SemanticConfig
@@ -78,18 +69,8 @@ def features_of(teacher: nn.Module, wav: Tensor, model: Xcodec2ModelConfig, sema
         (B, T, D) fp32. Audio beyond `semantic.window_s`, or the teacher's own limit, is seen in windows.
     """
     hop, rate = model.hop_samples, model.sample_rate
-    total = wav.shape[2] // hop
     wav = F.pad(wav, (0, extra_hops(teacher.config, semantic, hop) * hop)).float()
     with torch.autocast(wav.device.type, enabled=False):
-        if semantic.pad_samples == hop // 2:
-            return teacher_features(teacher, wav, hop, rate, semantic.window_s, layers=semantic.layers)
-        local = LocalFeatures(teacher, F.pad(wav[:, 0], (semantic.pad_samples, semantic.pad_samples)))
-        limit = min(semantic.window_s, WINDOW_LIMIT_S.get(teacher.config.model_type, semantic.window_s))
-        window, context = max(1, int(limit * rate / hop)), 0
-        if total > window:
-            context = min(round(CONTEXT_S * rate / hop), window // 4)
-        parts = []
-        for start, stop, left, right in windows(total, window - 2 * context, context):
-            states = pooled_states(teacher, local(left, right), None, semantic.layers)
-            parts.append(states[:, start - left : stop - left])
-        return torch.cat(parts, dim=1)
+        return teacher_features(
+            teacher, wav, hop, rate, semantic.window_s, layers=semantic.layers, pad_samples=semantic.pad_samples
+        )

@@ -113,6 +113,19 @@ class CodecDataConfig:
     workers: int = 0
     """Processes that read audio ahead; 0 reads in the training process."""
 
+    def __post_init__(self):
+        if self.batch_s < self.crop_s:
+            raise ConfigError(f"data.batch_s {self.batch_s} is shorter than one crop of {self.crop_s} s")
+
+    def check_crop(self, sample_rate: int, hop_samples: int) -> None:
+        """Refuses crops that are not whole frames of a model."""
+        crop = self.crop_s * sample_rate
+        if crop < hop_samples or round(crop) % hop_samples:
+            raise ConfigError(
+                f"data.crop_s {self.crop_s} is not a whole number of frames of {hop_samples} samples "
+                f"at {sample_rate} Hz"
+            )
+
 
 @dataclass(frozen=True)
 class CodecLossConfig:
@@ -147,6 +160,12 @@ class CodecLossConfig:
     disc_start_step: int = 0
     """First step with a discriminator; before it only the reconstruction losses act."""
 
+    def __post_init__(self):
+        if len(self.mel_windows) != len(self.mel_bands):
+            raise ConfigError("loss.mel_windows and loss.mel_bands must have the same length")
+        if len(self.disc_hops) != len(self.disc_channels):
+            raise ConfigError("loss.disc_hops and loss.disc_channels must have the same length")
+
 
 @dataclass(frozen=True)
 class CodecTrainConfig:
@@ -166,7 +185,7 @@ class CodecTrainConfig:
     """Seed, intervals, tracker."""
 
     def __post_init__(self):
-        model, quantizer, data, loss = self.model, self.model.quantizer, self.data, self.loss
+        model, quantizer, data = self.model, self.model.quantizer, self.data
         if math.prod(model.encoder_strides) != math.prod(model.decoder_strides):
             raise ConfigError(
                 f"model.encoder_strides {model.encoder_strides} and model.decoder_strides {model.decoder_strides} "
@@ -176,15 +195,4 @@ class CodecTrainConfig:
             raise ConfigError(f"model.quantizer.n_q_choices holds {bad[0]}, outside 1..n_q = {quantizer.n_q}")
         if not quantizer.n_q_choices:
             raise ConfigError("model.quantizer.n_q_choices is empty: name at least one number of quantizers")
-        if len(loss.mel_windows) != len(loss.mel_bands):
-            raise ConfigError("loss.mel_windows and loss.mel_bands must have the same length")
-        if len(loss.disc_hops) != len(loss.disc_channels):
-            raise ConfigError("loss.disc_hops and loss.disc_channels must have the same length")
-        crop = data.crop_s * model.sample_rate
-        if crop < model.hop_samples or round(crop) % model.hop_samples:
-            raise ConfigError(
-                f"data.crop_s {data.crop_s} is not a whole number of frames of {model.hop_samples} samples "
-                f"at {model.sample_rate} Hz"
-            )
-        if data.batch_s < data.crop_s:
-            raise ConfigError(f"data.batch_s {data.batch_s} is shorter than one crop of {data.crop_s} s")
+        data.check_crop(model.sample_rate, model.hop_samples)

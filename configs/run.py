@@ -52,14 +52,16 @@ class OptimConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on tensors of two and more dimensions only."""
-    schedule: Literal["constant", "exponential", "cosine", "inverse_sqrt"] = "exponential"
+    schedule: Literal["constant", "exponential", "linear", "cosine", "inverse_sqrt"] = "exponential"
     """Shape of the learning rate after the warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     gamma: float = 0.999996
     """Factor per step of the exponential schedule."""
     min_lr_ratio: float = 0.1
-    """Where the cosine schedule ends, as a fraction of the peak."""
+    """Where the linear and the cosine schedule end, as a fraction of the peak."""
+    decay_steps: int = 0
+    """Step at which they end, to stay there; 0 for the last one."""
     clip_norm: float = 2.0
     """Largest gradient norm; longer gradients are scaled down to it."""
     ema_decay: float = 0.0
@@ -79,10 +81,11 @@ class OptimConfig:
             return self.lr * (step + 1) / self.warmup_steps
         if self.schedule == "exponential":
             return self.lr * self.gamma ** (step - self.warmup_steps)
-        if self.schedule == "cosine":
-            progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-            return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
+        if self.schedule in ("linear", "cosine"):
+            end = self.decay_steps or self.steps
+            progress = min(1.0, (step - self.warmup_steps) / max(1, end - self.warmup_steps))
+            left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+            return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * left)
         if self.schedule == "inverse_sqrt":
             return self.lr * math.sqrt(max(1, self.warmup_steps) / (step + 1))
         return self.lr

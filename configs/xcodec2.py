@@ -139,22 +139,6 @@ class Xcodec2SemanticConfig:
 
 
 @dataclass(frozen=True)
-class Xcodec2OptimConfig(OptimConfig):
-    """AdamW and its learning-rate schedule, with the straight line of the published training."""
-
-    linear_steps: int = 0
-    """Step at which a straight line from the peak has reached `min_lr_ratio` of it and stays there; 0 follows
-    `schedule`."""
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        if not self.linear_steps or step < self.warmup_steps:
-            return super().lr_at(step)
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.linear_steps - self.warmup_steps))
-        return self.lr * (1 - (1 - self.min_lr_ratio) * progress)
-
-
-@dataclass(frozen=True)
 class Xcodec2TrainConfig:
     """Everything that decides a training run of an X-Codec 2 or a relative."""
 
@@ -164,7 +148,7 @@ class Xcodec2TrainConfig:
     """Teacher and semantic branch."""
     data: CodecDataConfig = field(default_factory=CodecDataConfig)
     """Manifests and batches."""
-    optim: Xcodec2OptimConfig = field(default_factory=Xcodec2OptimConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     """Generator's optimizer; the discriminators share all but the rate."""
     loss: CodecLossConfig = field(default_factory=CodecLossConfig)
     """Losses and discriminators; there is no commitment."""
@@ -172,16 +156,4 @@ class Xcodec2TrainConfig:
     """Seed, intervals, tracker."""
 
     def __post_init__(self):
-        model, data, loss = self.model, self.data, self.loss
-        if len(loss.mel_windows) != len(loss.mel_bands):
-            raise ConfigError("loss.mel_windows and loss.mel_bands must have the same length")
-        if len(loss.disc_hops) != len(loss.disc_channels):
-            raise ConfigError("loss.disc_hops and loss.disc_channels must have the same length")
-        crop = data.crop_s * model.sample_rate
-        if crop < model.hop_samples or round(crop) % model.hop_samples:
-            raise ConfigError(
-                f"data.crop_s {data.crop_s} is not a whole number of frames of {model.hop_samples} samples "
-                f"at {model.sample_rate} Hz"
-            )
-        if data.batch_s < data.crop_s:
-            raise ConfigError(f"data.batch_s {data.batch_s} is shorter than one crop of {data.crop_s} s")
+        self.data.check_crop(self.model.sample_rate, self.model.hop_samples)

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.commands import codec, codec_eval, common, convert, data, general, hubert, music
+from xcodec_lm.tasks.commands import codec, codec_eval, codec_stream, common, convert, data, general, hubert, music
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,6 +165,7 @@ COMMANDS: dict[str, Command] = {
     "codec encode": Command(codec.codec_encode, "audio file to .tokens"),
     "codec decode": Command(codec.codec_decode, ".tokens to audio file"),
     "codec info": Command(codec.codec_info, "what a codec is; --list those that are known; --verify a fingerprint"),
+    "codec stream": Command(codec_stream.codec_stream, "a recording piece by piece, and how far that is from at once"),
     "codec convert": Command(convert.codec_convert, "a checkpoint in the original code's, transformers' or our layout"),
     "codec card": Command(codec.codec_card, "a run as a model folder for others: half precision, card, provenance"),
     "hubert train": Command(hubert.hubert_train, "pre-train a teacher on the first codes of a codec", parses=True),

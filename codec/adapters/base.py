@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xcodec_lm.codec.audio import check_wav
-from xcodec_lm.codec.batching import windows
+from xcodec_lm.codec.batching import equal_rows, windows
 from xcodec_lm.codec.streaming import WindowedStreamDecoder
 from xcodec_lm.codec.tokens import AudioTokens, Features, TokenSpec, stack_codes
 from xcodec_lm.configs.errors import TokenError
@@ -140,7 +140,7 @@ class Adapter(nn.Module):
             asked = (tokens.samples * ratio.numerator + ratio.denominator - 1) // ratio.denominator
             lengths = torch.minimum(asked, full)
         wav = torch.zeros(len(tokens), 1, int(lengths.max()), device=self.device)
-        for length, members in _groups(tokens.lengths.tolist(), self.frame_samples):
+        for length, members in equal_rows(tokens.lengths.tolist(), SAMPLES_AT_ONCE // self.frame_samples):
             audio = self._synthesize(self._dequantize(tokens.codes[members, :, :length]))
             for index, row in zip(members, audio, strict=True):
                 count = min(int(lengths[index]), row.shape[1])  # some decoders end a few samples early
@@ -189,7 +189,7 @@ class Adapter(nn.Module):
             tokens = source if isinstance(source, AudioTokens) else self.encode(source, lengths, n_q)
             self._check_tokens(tokens)
             tokens = (tokens if n_q is None else tokens.take(n_q)).to(self.device)
-            for length, members in _groups(tokens.lengths.tolist(), self.frame_samples):
+            for length, members in equal_rows(tokens.lengths.tolist(), SAMPLES_AT_ONCE // self.frame_samples):
                 rows |= zip(members, self._dequantize(tokens.codes[members, :, :length]), strict=True)
         counts = torch.tensor([rows[i].shape[1] for i in range(len(rows))], device=self.device)
         values = torch.stack([_fit(rows[i], int(counts.max())) for i in range(len(rows))])  # (B, D, T)
@@ -208,7 +208,7 @@ class Adapter(nn.Module):
 
     def _latent_groups(self, wav: Tensor, lengths: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         counts = lengths.tolist()
-        for whole, members in _groups([self.padded_samples(count) for count in counts], 1):
+        for whole, members in equal_rows([self.padded_samples(count) for count in counts], SAMPLES_AT_ONCE):
             batch = torch.stack([_fit(wav[i, :, : counts[i]], whole) for i in members])
             yield members, self._latents(batch.to(self.device, torch.float32))
 
@@ -260,17 +260,6 @@ def run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x
-
-
-def _groups(sizes: list[int], samples_each: int) -> Iterator[tuple[int, list[int]]]:
-    """Rows of one size, as many at once as are affordable: (size, row numbers)."""
-    groups: dict[int, list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
-    for size, members in groups.items():
-        rows = max(1, SAMPLES_AT_ONCE // (size * samples_each))
-        for first in range(0, len(members), rows):
-            yield size, members[first : first + rows]
 
 
 def _fit(rows: Tensor, length: int) -> Tensor:

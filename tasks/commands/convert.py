@@ -30,7 +30,7 @@ def codec_convert(
             semantic_model_config: {num_attention_heads: 12}.
         teacher: folder or hub id of the self-supervised model, for files that leave it out (NeuCodec).
     """
-    from xcodec_lm.codec.convert_files import convert_checkpoint, read_sizes
+    from xcodec_lm.codec.convert.files import convert_checkpoint, read_sizes
 
     done = convert_checkpoint(source, out, to, read_sizes(config), teacher)
     lines = [f"read: {done.kind}, {done.layout}"]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoConfig, XcodecConfig, XcodecModel
 
-from xcodec_lm.codec import convert_original, load_codec
-from xcodec_lm.codec.convert_files import convert_checkpoint
+from xcodec_lm.codec import load_codec
+from xcodec_lm.codec.convert import original
+from xcodec_lm.codec.convert.files import convert_checkpoint
 from xcodec_lm.codec.load import save_codec
 from xcodec_lm.codec.torch_files import load_tensors
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
@@ -357,7 +358,7 @@ def test_what_stands_at_the_target_is_kept(hubert, tmp_path, monkeypatch):
     monkeypatch.setattr("xcodec_lm.codec.load.save_file", full)
     with pytest.raises(XcodecLMError, match="No space left"):
         convert_checkpoint(tmp_path / "x.pth", tmp_path / "new")
-    monkeypatch.setattr("xcodec_lm.codec.convert_files.torch.save", full)
+    monkeypatch.setattr("xcodec_lm.codec.convert.files.torch.save", full)
     with pytest.raises(XcodecLMError, match="No space left"):
         convert_checkpoint(tmp_path / "x.pth", tmp_path / "new.pth", "original")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "x.pth"]
@@ -371,6 +372,6 @@ def test_a_file_of_something_else_is_named(tmp_path):
 
 
 def test_modules_of_both_layouts_are_one_to_one():
-    table = convert_original.modules(convert_original.Depths(4, 4, 2, 2, 8))
+    table = original.modules(original.Depths(4, 4, 2, 2, 8))
     assert len(set(table.values())) == len(table)
     assert all(original_key(f"{ours}.weight") == f"{theirs}.weight" for ours, theirs in table.items())

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from xcodec_lm.codec import convert_xcodec2, load_codec
-from xcodec_lm.codec.convert_files import convert_checkpoint
-from xcodec_lm.codec.state_dicts import rename_modules
+from xcodec_lm.codec import load_codec
+from xcodec_lm.codec.convert import xcodec2
+from xcodec_lm.codec.convert.files import convert_checkpoint
+from xcodec_lm.codec.convert.state_dicts import rename_modules
 from xcodec_lm.codec.torch_files import load_tensors
 from xcodec_lm.codec.xcodec2 import XCodec2
 from xcodec_lm.codec.xcodec2_folder import save_xcodec2
@@ -115,7 +116,7 @@ def test_lightning_file_becomes_transformers_folder(model, tmp_path):
     state = original_state(model)
     state["generator.head.istft.window"] = torch.hann_window(model.config.n_fft)
     state["CodecEnc.conv_final_block.0.upsample.filter"] = model.acoustic_encoder.snake1.upsample.filter.clone()
-    state["CodecEnc.conv_final_block.0.downsample.lowpass.filter"] = convert_xcodec2.anti_alias_filter()
+    state["CodecEnc.conv_final_block.0.downsample.lowpass.filter"] = xcodec2.anti_alias_filter()
     for name in ("discriminator.x.weight", "fc_post_s.weight", "SemanticDecoder_module.conv.weight", "model_spk.w"):
         state[name] = torch.ones(2)
     torch.save({"state_dict": state, "epoch": 2, "optimizer_states": []}, tmp_path / "last.ckpt")
@@ -195,8 +196,8 @@ def test_attention_with_neighbouring_rotation_is_the_same(model):
 
 def test_permutations_undo_each_other():
     rows = torch.randn(24, 5)
-    there = convert_xcodec2.rotate_halves(rows, 3)
-    assert not torch.equal(there, rows) and torch.equal(convert_xcodec2.rotate_neighbours(there, 3), rows)
+    there = xcodec2.rotate_halves(rows, 3)
+    assert not torch.equal(there, rows) and torch.equal(xcodec2.rotate_neighbours(there, 3), rows)
 
 
 def test_teacher_that_the_file_leaves_out(tmp_path):
@@ -250,10 +251,10 @@ def test_published_sizes_are_inferred_without_help():
         config = AutoConfig.for_model(kind)
         with torch.device("meta"):
             model = AutoModel.from_config(config)
-            table = convert_xcodec2.modules(5, 12)
+            table = xcodec2.modules(5, 12)
             rest = {key: value for key, value in model.state_dict().items() if not re.search(r"\.[qkv]_proj", key)}
-            theirs, unknown = rename_modules(rest, table, convert_xcodec2.TEACHER)
-        found = convert_xcodec2.infer_config(theirs, {}, "x")
+            theirs, unknown = rename_modules(rest, table, xcodec2.TEACHER)
+        found = xcodec2.infer_config(theirs, {}, "x")
         assert not unknown and found.model_type == kind and found.hop_length == hop
         assert list(found.quantization_levels) == list(config.quantization_levels)
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "quantization_dim", "head_dim"):

@@ -42,11 +42,11 @@ def test_note_for_sizes_that_the_original_code_has_not(teacher_folder, tmp_path)
 
 
 def test_groups_of_names_are_counted(tmp_path, monkeypatch):
-    from xcodec_lm.codec import convert_files
+    from xcodec_lm.codec.convert import files
 
     left = {f"discriminator.{i}.weight": "used in training only" for i in range(40)} | {"epoch": "int 1"}
-    done = convert_files.Conversion("X-Codec 2", "original", tmp_path / "out", left_aside=left)
-    monkeypatch.setattr(convert_files, "convert_checkpoint", lambda *_: done)
+    done = files.Conversion("X-Codec 2", "original", tmp_path / "out", left_aside=left)
+    monkeypatch.setattr(files, "convert_checkpoint", lambda *_: done)
     lines = codec_convert("x.ckpt", out=tmp_path / "out").text.splitlines()
     assert lines[1:3] == ["left aside: discriminator.* (40): used in training only", "left aside: epoch: int 1"]
 

@@ -1,10 +1,9 @@
+"""Reports as pages: whole, self-contained and safe; players of recordings; files."""
+
 import base64
-import csv
 import hashlib
 import io
-import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -38,59 +37,12 @@ from xcodec_lm.tasks.report import (
     render_html,
 )
 from xcodec_lm.tasks.report.audio_embed import encode_audio, matched_gains
-from xcodec_lm.tasks.report.tables import best_rows, format_interval, format_number, table_csv, table_json
 
-VOID = {"meta", "link", "img", "input", "br", "hr"}
 NAN = float("nan")
-
-
-class Page(HTMLParser):
-    """The elements of a page; checks on the way that every tag is closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> repeats an attribute"
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def all(self, tag, **wanted):
-        return [
-            attrs for name, attrs in self.elements if name == tag and all(attrs.get(k) == v for k, v in wanted.items())
-        ]
-
-    @property
-    def text(self):
-        return " ".join("".join(data for tag, data in self.texts if tag not in ("script", "style")).split())
-
-
-def page_of(*blocks, **kwargs):
-    return Page(render_html(Report("A report", [Section("A section", list(blocks))], **kwargs)))
 
 
 def tone(seconds, rate=16000, level=0.3, hz=440):
     return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def payload(uri):
-    head, data = uri.split(",", 1)
-    assert head.startswith("data:") and head.endswith(";base64")
-    return base64.b64decode(data, validate=True)
 
 
 def one_row(*items, head="piece"):
@@ -126,8 +78,8 @@ EVERYTHING = Report(
 )
 
 
-def test_the_page_is_well_formed_and_every_section_is_linked():
-    page = Page(render_html(EVERYTHING))
+def test_the_page_is_well_formed_and_every_section_is_linked(read_page):
+    page = read_page(render_html(EVERYTHING))
     links = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#section")]
     assert links == [h["id"] for h in page.all("h2")]
     assert len(links) == 3
@@ -166,15 +118,15 @@ def test_the_page_is_well_formed_and_every_section_is_linked():
         ),
     ],
 )
-def test_reports_with_nothing_in_them_are_pages(report):
-    page = Page(render_html(report))
+def test_reports_with_nothing_in_them_are_pages(read_page, report):
+    page = read_page(render_html(report))
     assert "Empty" in page.text
     assert not page.all("svg") and not page.all("audio")
 
 
-def test_nothing_is_loaded_from_anywhere():
+def test_nothing_is_loaded_from_anywhere(read_page):
     text = render_html(EVERYTHING)
-    page = Page(text)
+    page = read_page(text)
     sources = [a[k] for _, a in page.elements for k in ("src", "href", "srcset", "poster", "action", "data") if k in a]
     assert len(sources) > 5
     assert all(source.startswith(("data:", "#")) for source in sources)
@@ -183,15 +135,15 @@ def test_nothing_is_loaded_from_anywhere():
     assert not page.all("iframe") and not page.all("object")
 
 
-def test_addresses_stay_plain_text():
+def test_addresses_stay_plain_text(page_of):
     page = page_of(KeyValues({"source": "https://example.org/paper"}))
     assert "https://example.org/paper" in page.text
     assert not [a for _, a in page.elements for value in a.values() if value and "example.org" in value]
 
 
-def test_the_page_forbids_connections_and_scripts_that_are_not_its_own():
+def test_the_page_forbids_connections_and_scripts_that_are_not_its_own(read_page):
     text = render_html(EVERYTHING)
-    (policy,) = [m["content"] for m in Page(text).all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [m["content"] for m in read_page(text).all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -200,7 +152,7 @@ def test_the_page_forbids_connections_and_scripts_that_are_not_its_own():
     assert rules["media-src"] == rules["img-src"] == "data:"
 
 
-def test_markup_in_any_text_is_text():
+def test_markup_in_any_text_is_text(read_page):
     bad = "\"><script>alert(1)</script>'&amp;"
     report = Report(
         bad,
@@ -227,7 +179,7 @@ def test_markup_in_any_text_is_text():
         [Text(bad)],
     )
     text = render_html(report)
-    page = Page(text)
+    page = read_page(text)
     assert len(page.all("script")) == 1
     assert "<script>alert" not in text
     assert page.text.count(bad) > 20
@@ -235,7 +187,7 @@ def test_markup_in_any_text_is_text():
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 32000, 44100, 48000])
-def test_players_hold_audio_of_the_right_length_and_rate(rate):
+def test_players_hold_audio_of_the_right_length_and_rate(page_of, payload, rate):
     wav = tone(1.3, rate)
     page = page_of(one_row(Player("original", wav, rate, spectrogram=False)))
     (audio,) = page.all("audio")
@@ -263,12 +215,12 @@ def test_ten_minutes_are_embedded_whole():
     assert sf.info(io.BytesIO(data)).frames == 600 * rate
 
 
-def test_one_sample_can_be_played():
+def test_one_sample_can_be_played(page_of, payload):
     page = page_of(one_row(Player("x", [0.5], 16000)))
     assert len(sf.read(io.BytesIO(payload(page.all("audio")[0]["src"])))[0]) == 1
 
 
-def test_tensors_with_axes_of_size_one_are_taken_and_several_channels_refused():
+def test_tensors_with_axes_of_size_one_are_taken_and_several_channels_refused(page_of):
     page = page_of(one_row(Player("x", torch.from_numpy(tone(0.5))[None, None], 16000)))
     assert len(page.all("audio")) == 1
     with pytest.raises(ReportError, match=r"'x' of 'piece'.*\(2, 8000\)"):
@@ -279,7 +231,7 @@ def test_tensors_with_axes_of_size_one_are_taken_and_several_channels_refused():
     "wav, reason",
     [(np.zeros(0), "no samples"), (np.array([0.0, NAN, np.inf]), "2 of 3 samples are not finite numbers")],
 )
-def test_what_cannot_be_played_is_said_in_its_place(wav, reason):
+def test_what_cannot_be_played_is_said_in_its_place(page_of, wav, reason):
     page = page_of(one_row(Player("broken", wav, 16000), Player("whole", tone(0.2), 16000)))
     assert reason in page.text
     assert [audio["aria-label"] for audio in page.all("audio")] == ["whole, piece"]
@@ -290,11 +242,11 @@ def test_a_player_needs_a_sample_rate():
         Player("x", [0.5], 0)
 
 
-def test_clipping_is_told():
+def test_clipping_is_told(page_of):
     assert "3 samples clipped" in page_of(one_row(Player("x", [0.1, 1.2, -1.3, 2.0], 16000))).text
 
 
-def test_grid_puts_items_of_one_label_into_one_column():
+def test_grid_puts_items_of_one_label_into_one_column(page_of):
     rows = [
         PlayerRow("first", [Player("original", tone(0.2), 16000), Player("n_q 1", tone(0.2), 16000)]),
         PlayerRow("second", [Player("n_q 1", tone(0.2), 16000)]),
@@ -313,7 +265,7 @@ def test_grid_puts_items_of_one_label_into_one_column():
         PlayerRow("row", [NoPlayer("a", ""), NoPlayer("a", "")])
 
 
-def test_spectrograms_of_a_row_share_the_time_axis_and_say_what_is_veiled():
+def test_spectrograms_of_a_row_share_the_time_axis_and_say_what_is_veiled(page_of, payload):
     page = page_of(one_row(Player("prompt", tone(1), 16000), Player("continuation", tone(4), 16000, shade_until_s=1.0)))
     widths = [a["style"] for a in page.all("div", **{"class": "spectrogram"})]
     assert widths == ["width:25.00%", "width:100.00%"]
@@ -325,11 +277,11 @@ def test_spectrograms_of_a_row_share_the_time_axis_and_say_what_is_veiled():
     assert all(payload(image["src"])[:4] == b"\x89PNG" for image in page.all("img"))
 
 
-def test_players_without_spectrogram_have_none():
+def test_players_without_spectrogram_have_none(page_of):
     assert not page_of(one_row(Player("x", tone(0.2), 16000, spectrogram=False))).all("img")
 
 
-def test_every_control_has_a_name():
+def test_every_control_has_a_name(page_of):
     page = page_of(one_row(Player("original", tone(0.2), 16000)))
     assert page.all("button")[0]["aria-label"] == "Play original, piece"
     assert [i["aria-label"] for i in page.all("input", type="range")] == ["Position in original, piece"]
@@ -351,109 +303,15 @@ def test_gains_only_lower_and_never_below_the_limit(levels):
     assert all(0.25 <= gain <= 1 for gain in gains)
 
 
-def test_gains_make_audible_recordings_equally_loud_and_leave_silence_out():
+def test_gains_make_audible_recordings_equally_loud_and_leave_silence_out(page_of):
     assert matched_gains([0.2, 0.1, 0.0]) == pytest.approx([0.5, 1.0, 1.0])
     page = page_of(one_row(Player("loud", tone(0.2, level=0.4), 16000), Player("soft", tone(0.2, level=0.2), 16000)))
     gains = [float(a["data-gain"]) for a in page.all("div", **{"class": "player"})]
     assert gains == pytest.approx([0.5, 1.0], abs=2e-3)
 
 
-def test_best_cells_are_marked_by_their_columns_rule():
-    rows = [["a", 0.50, 1.0], ["b", 0.30, 3.0], ["c", Measure(0.301), NAN], ["original", 0.0, 9.0]]
-    table = Table(["m", Column("low", ".2f", "min"), Column("high", ".1f", "max")], rows, "T", references=[3])
-    assert best_rows(table) == {1: {1, 2}, 2: {1}}
-    page = page_of(table)
-    marked = [a for tag, a in page.elements if tag == "td" and "best" in a.get("class", "").split()]
-    assert [a["data-value"] for a in marked] == ["0.3", "3.0", "0.301"]
-    assert "Bold: best of the column." in page.text
-    assert "lower is better" in page.text and "higher is better" in page.text
-
-
-def test_no_cell_is_best_without_a_contest():
-    column = Column("x", ".1f", "min")
-    assert best_rows(Table(["m", column], [["a", 1.0]], "one")) == {}
-    assert best_rows(Table(["m", column], [["a", 1.0], ["b", None]], "one number")) == {}
-    assert best_rows(Table(["m", column], [["a", 1.01], ["b", 1.02]], "alike in their format")) == {}
-    assert best_rows(Table(["m", Column("x")], [["a", 1.0], ["b", 2.0]], "no rule")) == {}
-
-
-@pytest.mark.parametrize(
-    "value, spec, text",
-    [(0.12345, ".3f", "0.123"), (-0.5, ".1f", "−0.5"), (7, "", "7"), (0.123456, "", "0.1235"), (12, ".1f", "12.0")],
-)
-def test_numbers_keep_their_format(value, spec, text):
-    assert format_number(value, spec) == text
-
-
-def test_intervals_are_shown_in_the_format_of_the_column():
-    assert format_interval(Measure(0.5, -0.25, 0.75), ".2f") == "[−0.25, 0.75]"
-    assert format_interval(Measure(0.5), ".2f") == format_interval(0.5) == format_interval(Measure(1.0, NAN, 2.0)) == ""
-    assert (
-        "0.50 [−0.25, 0.75]" in page_of(Table(["m", Column("x", ".2f")], [["a", Measure(0.5, -0.25, 0.75)]], "T")).text
-    )
-    with pytest.raises(ReportError, match="one end only"):
-        Measure(0.5, low=0.1)
-
-
-def test_gaps_are_explained_once_each():
-    rows = [["a", Empty("not run"), 1.0], ["b", Empty("not run"), Empty("other data")], ["c", None, NAN]]
-    page = page_of(Table(["m", "x", "y"], rows, "T"))
-    below = [data for tag, data in page.texts if tag == "p"]
-    assert sum("not run" in data for data in below) == sum("other data" in data for data in below) == 1
-    assert "the result is not a finite number" in page.text
-    assert [data for tag, data in page.texts if tag == "sup"] == ["a", "a", "b", "c", "a", "b", "c"]
-    assert "nan" not in page.text.lower().split()
-
-
-def test_tables_have_scoped_heads_and_numbers_flush_right():
-    page = page_of(Table(["model", "n"], [["a", 1], ["b", 2]], "T", sortable=True))
-    assert [a["scope"] for a in page.all("th")] == ["col", "col", "row", "row"]
-    assert [a["class"] for a in page.all("td")] == ["number", "number"]
-    assert page.all("table")[0]["class"] == "data sortable"
-
-
-def test_rows_must_fit_the_columns():
-    with pytest.raises(ReportError, match="row 1 has 1 cells, there are 2 columns"):
-        Table(["a", "b"], [[1, 2], [1]], "T")
-    with pytest.raises(ReportError, match="'s' has 1 values, there are 2 groups"):
-        Bars(["1", "2"], {"s": [1]}, "x", "y", "B")
-
-
-def test_tables_can_be_downloaded_with_all_their_digits():
-    table = Table(
-        ["m", Column("x", ".1f"), "y"], [["a, b", Measure(1 / 3, 0.1, 0.5), 2], ["c", Empty("why"), NAN]], "My table"
-    )
-    assert list(csv.reader(io.StringIO(table_csv(table)))) == [
-        ["m", "x", "x low", "x high", "y"],
-        ["a, b", str(1 / 3), "0.1", "0.5", "2"],
-        ["c", "", "", "", ""],
-    ]
-    data = json.loads(table_json(table))
-    assert data["rows"][0] == ["a, b", {"value": 1 / 3, "low": 0.1, "high": 0.5}, 2]
-    assert data["rows"][1][1] == {"value": None, "reason": "why"}
-    links = {a["download"]: payload(a["href"]).decode() for a in page_of(table).all("a") if "download" in a}
-    assert links == {"my-table.csv": table_csv(table), "my-table.json": table_json(table)}
-
-
-def test_downloads_hold_what_was_given():
-    page = page_of(
-        Download("a.json", {"x": [1, NAN], "y": "é"}),
-        Download("b.csv", [("x", "y"), (1, NAN)]),
-        Download("c.yaml", "k: 1\n"),
-    )
-    files = {a["download"]: payload(a["href"]).decode() for a in page.all("a") if "download" in a}
-    assert json.loads(files["a.json"]) == {"x": [1, None], "y": "é"}
-    assert files["b.csv"] == "x,y\n1,\n"
-    assert files["c.yaml"] == "k: 1\n"
-
-
-def test_points_left_out_of_a_figure_are_counted_below_it():
-    page = page_of(Curves({"loss": [(0, 1.0), (1, NAN), (2, 0.0)]}, "step", "loss", "L", log_y=True))
-    assert "loss: 2 of 3 values not drawn (not finite or not positive)." in page.text
-
-
-def test_tables_and_figures_are_numbered_in_order():
-    page = Page(render_html(EVERYTHING))
+def test_tables_and_figures_are_numbered_in_order(read_page):
+    page = read_page(render_html(EVERYTHING))
     assert re.findall(r"(?:Table|Figure) \d+\.", page.text) == [
         "Table 1.",
         "Figure 1.",
@@ -462,11 +320,11 @@ def test_tables_and_figures_are_numbered_in_order():
     ]
 
 
-def test_a_file_is_written_whole_or_left_as_it_was(tmp_path):
+def test_a_file_is_written_whole_or_left_as_it_was(read_page, tmp_path):
     path = tmp_path / "report.html"
     assert render(EVERYTHING, path) == path
     before = path.read_text(encoding="utf-8")
-    assert before.endswith("</html>") and Page(before).all("h1")
+    assert before.endswith("</html>") and read_page(before).all("h1")
     not_a_block: Any = {}
     with pytest.raises(ReportError, match="dict is not a block"):
         render(Report("Bad", [Section("s", [not_a_block])]), path)

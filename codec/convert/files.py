@@ -22,12 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
-from xcodec_lm.codec import convert_original, convert_xcodec2
-from xcodec_lm.codec.convert import OWN_MODEL_TYPE
+from xcodec_lm.codec.convert import OWN_MODEL_TYPE, original, xcodec2
+from xcodec_lm.codec.convert.state_dicts import check_state
 from xcodec_lm.codec.load import count_parameters, find_codec, load_codec, read_config, save_codec
 from xcodec_lm.codec.runtime.files import flush, write_files
 from xcodec_lm.codec.semantic import quiet_transformers, teacher_from_config
-from xcodec_lm.codec.state_dicts import check_state
 from xcodec_lm.codec.torch_files import describe, load_tensors
 from xcodec_lm.codec.xcodec import XCodec
 from xcodec_lm.codec.xcodec2 import XCodec2
@@ -139,20 +138,20 @@ def _from_file(path: Path, given: Mapping[str, Any], teacher: str) -> _Model:
     count = len(tensors)
     if teacher and not any(key.startswith("semantic_model.") for key in tensors):
         tensors |= _teacher_tensors(teacher)
-    spelling = f"original, weight norm: {convert_original.spelling_of(tensors)}"
-    if convert_original.is_original(tensors):
-        ours, stale = convert_original.to_ours(tensors, str(path))
-        sizes = convert_original.infer_config(ours, given, str(path))
+    spelling = f"original, weight norm: {original.spelling_of(tensors)}"
+    if original.is_original(tensors):
+        ours, stale = original.to_ours(tensors, str(path))
+        sizes = original.infer_config(ours, given, str(path))
         with quiet_transformers():
             codec = XCodec(*sizes[:2], teacher_from_config(sizes[2]))
-        check_state(ours, codec.state_dict(), str(path), lambda key: convert_original.original_name(key, ours))
+        check_state(ours, codec.state_dict(), str(path), lambda key: original.original_name(key, ours))
         codec.load_state_dict(ours)
         left |= dict.fromkeys(stale, "stale: a split weight lies beside it")
         return _Model("xcodec", spelling, count, ours, codec.eval(), left_aside=left)
-    if convert_xcodec2.is_original(tensors):
-        ours, config, unused = convert_xcodec2.to_ours(tensors, given, str(path))
+    if xcodec2.is_original(tensors):
+        ours, config, unused = xcodec2.to_ours(tensors, given, str(path))
         expected = _skeleton(config)
-        check_state(ours, expected, str(path), lambda key: convert_xcodec2.original_name(key, expected))
+        check_state(ours, expected, str(path), lambda key: xcodec2.original_name(key, expected))
         return _Model(config.model_type, spelling, count, ours, config=config, left_aside=left | unused)
     raise XcodecLMError(
         f"{path} is no checkpoint of X-Codec, X-Codec 2 or NeuCodec: its tensors are {', '.join(list(tensors)[:3])}",
@@ -228,21 +227,21 @@ def _write_xcodec2(model: _Model, folder: Path, name: str, to: Layout) -> None:
 def _write_original(model: _Model, out: Path) -> tuple[str, ...]:
     notes: list[str] = []
     if isinstance(model.codec, XCodec):
-        tensors = convert_original.from_ours(model.tensors, out.name)
+        tensors = original.from_ours(model.tensors, out.name)
         model_config, semantic, teacher = (
             model.codec.config,
             model.codec.semantic_config,
             model.codec.semantic_model.config,
         )
-        if odd := convert_original.differs_from_published(model_config, semantic):
+        if odd := original.differs_from_published(model_config, semantic):
             notes.append(
                 f"the original code has other sizes built in and must be edited to load this: {', '.join(odd)}"
             )
-        if hidden := convert_original.not_shown(model_config, semantic, teacher):
+        if hidden := original.not_shown(model_config, semantic, teacher):
             notes.append(f"no tensor shows these, so converting it back needs them in --config: {', '.join(hidden)}")
     else:
         assert model.config is not None
-        tensors = convert_xcodec2.from_ours(model.tensors, model.config, out.name)
+        tensors = xcodec2.from_ours(model.tensors, model.config, out.name)
 
     def write(path: Path) -> None:
         if out.suffix == ".safetensors":
@@ -262,10 +261,10 @@ def _check_original(model: _Model, path: Path) -> None:
     """Reads a file back and compares it with what it was made of."""
     tensors, _ = load_tensors(path)
     if isinstance(model.codec, XCodec):
-        again, _ = convert_original.to_ours(tensors, path.name)
+        again, _ = original.to_ours(tensors, path.name)
     else:
         assert model.config is not None
-        again, _, _ = convert_xcodec2.to_ours(tensors, model.config.to_dict(), path.name)
+        again, _, _ = xcodec2.to_ours(tensors, model.config.to_dict(), path.name)
     different = [key for key, value in model.tensors.items() if not torch.equal(again[key], value)]
     if different or set(again) != set(model.tensors):
         raise XcodecLMError(f"{path}: reading it back gives other weights, {', '.join(different[:3])}")

@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from xcodec_lm.codec.state_dicts import (
+from xcodec_lm.codec.convert.state_dicts import (
     INCOMPLETE,
     fold_weight_norm,
     indices_after,

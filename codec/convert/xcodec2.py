@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.xcodec2.modeling_xcodec2 import kaiser_sinc_filter1d
 
-from xcodec_lm.codec.state_dicts import (
+from xcodec_lm.codec.convert.state_dicts import (
     fold_weight_norm,
     indices_after,
     inverted,

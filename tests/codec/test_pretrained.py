@@ -17,6 +17,7 @@ from xcodec_lm.codec.load import PRETRAINED, read_config, verify_fingerprint
 from xcodec_lm.codec.semantic import build_teacher
 from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.tasks.data.provenance import UNITS, hash_ids
+from xcodec_lm.tasks.eval.signal import stoi
 
 NAMES = ("xcodec-tiny", "baseline-tiny")
 CORPUS = os.environ.get("XCODEC_LM_CORPUS")
@@ -90,11 +91,25 @@ def test_nothing_held_out_was_trained_on(name):
 @pytest.mark.parametrize("domain", ["speech", "music", "sound"])
 def test_held_out_recordings_are_recognisable(shipped, domain):
     clips = [c for c in read_manifest(Path(str(CORPUS)) / f"{domain}.jsonl") if c.split == "test" and c.duration_s > 2]
-    ours = fewest = noise = 0.0
+    ours = fewest = 0.0
+    noise = {"white noise": 0.0, "shaped noise": 0.0}
     for clip in clips[:: max(1, len(clips) // 5)][:5]:
         wav = load_audio(clip.path, 16_000, duration_s=2).wav
         tokens = shipped.encode(wav[None])
         ours += mel_distance(shipped.decode(tokens)[0][0, 0], wav[0], 16_000)
         fewest += mel_distance(shipped.decode(tokens.take(1))[0][0, 0], wav[0], 16_000)
-        noise += mel_distance(anchors(wav[0], 16_000)["white noise"], wav[0], 16_000)
-    assert ours < fewest and ours < 0.5 * noise
+        for kind in noise:
+            noise[kind] += mel_distance(anchors(wav[0], 16_000)[kind], wav[0], 16_000)
+    assert ours < fewest and ours < 0.5 * noise["white noise"]
+    if domain == "music":  # speech and sound miss this bar, see docs/status.md
+        assert ours < noise["shaped noise"]
+
+
+@needs_corpus
+def test_held_out_speech_is_intelligible(shipped):
+    clips = [c for c in read_manifest(Path(str(CORPUS)) / "speech.jsonl") if c.split == "test" and c.duration_s > 3]
+    scores = []
+    for clip in clips[:: max(1, len(clips) // 8)][:8]:
+        wav = load_audio(clip.path, 16_000, duration_s=3).wav
+        scores.append(stoi(shipped.decode(shipped.encode(wav[None]))[0][0, 0], wav[0], 16_000))
+    assert sum(scores) / len(scores) >= 0.7

@@ -8,8 +8,6 @@ from xcodec_lm.codec import load_codec, xcodec
 
 pytestmark = pytest.mark.slow
 
-SAMPLES = (1, 321, 40_000, 960_000)
-
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
@@ -22,14 +20,15 @@ def codec(tmp_path_factory):
     return load_codec(folder)
 
 
-def test_rows_from_one_sample_to_a_minute_share_a_batch_and_keep_their_codes(codec, monkeypatch):
+@pytest.mark.parametrize("samples", [(1, 960_000), (321, 40_000, 112_001)])
+def test_rows_from_one_sample_to_a_minute_share_a_batch_and_keep_their_codes(codec, monkeypatch, samples):
     monkeypatch.setattr(xcodec, "buckets", lambda frames, limit, device: iter([list(range(len(frames)))]))
     rng = torch.Generator().manual_seed(1)
-    rows = [0.1 * torch.randn(1, 1, count, generator=rng) for count in SAMPLES]
-    batch = torch.cat([torch.nn.functional.pad(row, (0, max(SAMPLES) - row.shape[2])) for row in rows])
-    tokens = codec.encode(batch, torch.tensor(SAMPLES))
+    rows = [0.1 * torch.randn(1, 1, count, generator=rng) for count in samples]
+    batch = torch.cat([torch.nn.functional.pad(row, (0, max(samples) - row.shape[2])) for row in rows])
+    tokens = codec.encode(batch, torch.tensor(samples))
     wav, lengths = codec.decode(tokens)
-    assert lengths.tolist() == list(SAMPLES)
+    assert lengths.tolist() == list(samples)
     for index, row in enumerate(rows):
         alone = codec.encode(row)
         assert torch.equal(tokens.row(index).codes, alone.codes)

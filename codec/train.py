@@ -188,17 +188,21 @@ def family_of(config: TrainConfig) -> Family:
 def describe(family: Family, codec: nn.Module, plan: StepPlan, crops: Crops) -> str:
     """What a run will need, for the user before it starts."""
     config = family.config
-    parts = {name: count_parameters(module) for name, module in codec.named_children()}
-    trained = sum(p.numel() for p in codec.parameters() if p.requires_grad)
+    parts = {
+        name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in codec.named_children()
+    }
+    trained, held = sum(parts.values()), count_parameters(codec)
+    frozen = held - trained
     frames = plan.clips * round(config.data.crop_s * config.model.sample_rate) // config.model.hop_samples
     local_frames = plan.micro * frames / plan.clips
     # About 60 copies of the widest activations are alive at the end of the forward pass (tiny preset: 0.3 GiB of 0.35).
-    memory = 16 * trained + 4 * sum(parts.values()) + 60 * 4 * family.widest(codec) * local_frames
+    memory = 16 * trained + 4 * held + 60 * 4 * family.widest(codec) * local_frames
     return "\n".join(
         [
             f"codec: {trained / 1e6:.2f} M trained parameters ("
             + ", ".join(f"{name} {count / 1e6:.2f}" for name, count in parts.items() if count)
-            + ")",
+            + ")"
+            + (f", {frozen / 1e6:.2f} M frozen" if frozen else ""),
             f"data: {crops.recordings} recordings, {crops.seconds / 60:.1f} min",
             f"step: {plan.clips} clips of {config.data.crop_s:g} s = {frames} frames, "
             f"in micro-batches of {plan.micro} clips; {config.optim.steps} steps",

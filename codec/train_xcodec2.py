@@ -99,8 +99,14 @@ class Xcodec2Family:
         decoder = codec.config.decoder.mlp_dim + 4 * codec.config.output_hop_samples
         return decoder if self.frozen else decoder + 5 * codec.acoustic_encoder.floats_per_frame // 2
 
+    @torch.no_grad()
     def initialize(self, codec: XCodec2, batch: Tensor, micro: int, run: Run) -> None:
-        """FSQ has no codebook to initialise."""
+        """The directions of the quantizer, from the latents of the first batch of all processes."""
+        if self.config.model.start_from:
+            return
+        codec.eval()
+        parts = [codec.latents(wav, codec.teacher_features(wav)).flatten(0, 1) for wav in batch.split(micro)]
+        codec.quantizer.initialize(run.accelerator.gather(torch.cat(parts).contiguous()))
 
     def forward(self, model: nn.Module, wav: Tensor, step: int, rank: int, part: int) -> TrainingOutput:
         """One training pass; its dropout is a function of the seed, the step and the place in the batch."""

@@ -191,7 +191,7 @@ class Decoder(nn.Module):
             latents: any values beyond a row's length.
             lengths: (B,) frames; every row's result is then that of the row alone. None: all are full.
         """
-        image = latents.device.type == "cpu"
+        image = latents.device.type == "cpu" and not torch.compiler.is_compiling()
         latents = keep(latents, lengths)
         x = keep(self.conv1(to_image(latents) if image else latents), lengths)
         for block, stride in zip(self.block, self.strides, strict=True):

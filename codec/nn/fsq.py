@@ -63,6 +63,36 @@ class FiniteScalarQuantizer(nn.Module):
         with torch.autocast(codes.device.type, enabled=False):
             return self.project_out(self.to_digits(codes) / (self.levels // 2))
 
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor) -> None:
+        """Lets every dimension begin as a principal direction of the vectors, with about all its levels in use.
+
+        Random projections of what an untrained encoder gives are nearly copies of each other: of 65,536 codes a run
+        then used 44.
+
+        Args:
+            vectors: (N, D) of the first batch. With fewer than two of them, or no spread, nothing is changed.
+        """
+        vectors = vectors.detach().double()
+        dimensions = len(self.levels)
+        mean = vectors.mean(dim=0)
+        spread, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean) / len(vectors))
+        spread, directions = spread[-dimensions:].flip(0), directions[:, -dimensions:].flip(1)
+        if len(spread) < dimensions or spread[0] <= 0:
+            return
+        weight = (directions / spread.clamp(min=1e-8 * float(spread[0])).sqrt()).T  # (C, D), unit variances
+        self.project_in.weight.copy_(weight)
+        self.project_in.bias.copy_(self._middle() - weight @ mean)
+
+    def _middle(self) -> Tensor:
+        """(C,) of values that are squashed to the middle of each dimension's levels."""
+        half_range = (self.levels - 1) * (1 + MARGIN) / 2
+        offset = (self.levels % 2 == 0) * 0.5
+        middle = -(offset / half_range).atanh()
+        if self.config.bound_twice:
+            middle = ((middle + offset) / half_range).atanh() - (offset / half_range).atanh()
+        return middle
+
     def to_codes(self, digits: Tensor) -> Tensor:
         """Codes (...) int64 of rounded values (..., C); each runs from -(levels // 2)."""
         return ((digits.long() + self.levels // 2) * self.basis).sum(dim=-1)

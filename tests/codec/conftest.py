@@ -3,12 +3,15 @@
 import importlib.util
 import warnings
 
+import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel, MimiConfig, MimiModel
 
 from xcodec_lm.codec.adapters.models import DacAdapter, EncodecAdapter, MimiAdapter
 from xcodec_lm.codec.adapters.speechtokenizer import SpeechTokenizerAdapter, speechtokenizer_class
+from xcodec_lm.codec.clips import write_manifest
 
 FOREIGN = ["encodec", "dac-16k", "dac-44k", "mimi"]
 if importlib.util.find_spec("speechtokenizer") and importlib.util.find_spec("einops"):
@@ -87,6 +90,27 @@ def _build(kind: str):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return SpeechTokenizerAdapter(speechtokenizer_class()(SPEECHTOKENIZER), SPEECHTOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def chords(tmp_path_factory):
+    """Writes second-long chords in noise, the last of them for validation, and returns their manifest."""
+
+    def write(clips: int, rate: int):
+        folder = tmp_path_factory.mktemp("corpus")
+        rng = np.random.default_rng(0)
+        rows = []
+        for index in range(clips):
+            time_s = np.arange(rate) / rate
+            chord = sum(np.sin(2 * np.pi * f * time_s) for f in rng.uniform(100, 4000, 4)) * 0.1
+            name = f"clip{index}.wav"
+            sf.write(folder / name, (chord + 0.01 * rng.standard_normal(rate)).astype(np.float32), rate)
+            split = "dev" if index == clips - 1 else "train"
+            rows.append({"id": name, "audio": name, "duration": 1.0, "split": split})
+        write_manifest(rows, folder / "clips.jsonl")
+        return folder / "clips.jsonl"
+
+    return write
 
 
 @pytest.fixture(scope="session", params=FOREIGN)

@@ -73,6 +73,32 @@ def test_all_levels_are_reached(bound_twice):
     assert len(codes.unique()) == 20
 
 
+@pytest.mark.parametrize("bound_twice", [True, False])
+def test_nearly_parallel_vectors_start_with_all_levels(bound_twice):
+    generator = torch.Generator().manual_seed(0)
+    # One direction a thousand times stronger than the others, far from zero: as an untrained encoder's output is.
+    spread = torch.cat([torch.tensor([30.0]), torch.full((15,), 0.03)])
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
+    vectors = (torch.randn(4000, 16, generator=generator) * spread) @ turn + 5
+    used = {}
+    for start in ("random", "principal"):
+        torch.manual_seed(0)
+        quantizer = FiniteScalarQuantizer(FSQConfig((4, 4, 4), bound_twice), 16)
+        if start == "principal":
+            quantizer.initialize(vectors)
+        used[start] = len(quantizer.encode(vectors[None]).unique())
+    assert used["random"] < 20
+    assert used["principal"] >= 56  # of 64
+
+
+def test_start_without_spread_changes_nothing():
+    quantizer = FiniteScalarQuantizer(FSQConfig((4, 4)), 8)
+    before = quantizer.project_in.weight.clone()
+    quantizer.initialize(torch.ones(10, 8))
+    quantizer.initialize(torch.ones(1, 8))
+    assert torch.equal(quantizer.project_in.weight, before)
+
+
 def test_gradient_passes_the_rounding():
     fsq = build(spread=0.5)
     x = torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)

@@ -33,18 +33,8 @@ MINI = {
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(6):
-        time_s = np.arange(16000) / 16000
-        tone = sum(np.sin(2 * np.pi * f * time_s) for f in rng.uniform(100, 4000, 4)) * 0.1
-        name = f"clip{index}.wav"
-        sf.write(folder / name, (tone + 0.01 * rng.standard_normal(16000)).astype(np.float32), 16000)
-        rows.append({"id": name, "audio": name, "duration": 1.0, "split": "dev" if index == 5 else "train"})
-    write_manifest(rows, folder / "clips.jsonl")
-    return folder / "clips.jsonl"
+def manifest(chords):
+    return chords(6, 16000)
 
 
 def config_for(manifest, **overrides) -> CodecTrainConfig:

@@ -7,7 +7,6 @@ import torch
 
 from xcodec_lm import configs
 from xcodec_lm.codec import load_codec
-from xcodec_lm.codec.clips import write_manifest
 from xcodec_lm.codec.crops import Crops
 from xcodec_lm.codec.evaluate import CodebookUse
 from xcodec_lm.codec.runtime.run import RunOptions, read_metrics
@@ -27,18 +26,8 @@ MINI = {
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(4):
-        time_s = np.arange(24000) / 24000
-        tone = sum(np.sin(2 * np.pi * f * time_s) for f in rng.uniform(100, 4000, 4)) * 0.1
-        name = f"clip{index}.wav"
-        sf.write(folder / name, (tone + 0.01 * rng.standard_normal(24000)).astype(np.float32), 24000)
-        rows.append({"id": name, "audio": name, "duration": 1.0, "split": "dev" if index == 3 else "train"})
-    write_manifest(rows, folder / "clips.jsonl")
-    return folder / "clips.jsonl"
+def manifest(chords):
+    return chords(4, 24000)
 
 
 def config_for(manifest, preset="xcodec2/tiny", **overrides) -> Xcodec2TrainConfig:

@@ -326,6 +326,7 @@ class Trainer:
             "waveform": loss.waveform_weight,
             "mel": loss.mel_weight,
             "commitment": loss.commitment_weight,
+            "spread": loss.spread_weight,
             "semantic": self.config.semantic.loss_weight,
         }.get(name, 0.0)
 

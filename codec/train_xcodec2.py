@@ -115,7 +115,11 @@ class Xcodec2Family:
 
     def terms(self, codec: XCodec2, output: TrainingOutput) -> dict[str, Tensor]:
         """Losses beside those that compare audio."""
-        return {"semantic": output.semantic} if hasattr(codec, "semantic_decoder") and not self.frozen else {}
+        if self.frozen:
+            return {}
+        assert output.spread is not None
+        semantic = {"semantic": output.semantic} if hasattr(codec, "semantic_decoder") else {}
+        return {"spread": output.spread, **semantic}
 
     def after_step(self, codec: XCodec2, step: int) -> dict[str, float]:
         """Nothing moves beside the optimizer."""

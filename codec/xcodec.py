@@ -53,12 +53,14 @@ class TrainingOutput:
         codes: (B, n_q, T).
         commitment: scalar.
         semantic: scalar, squared error of the teacher's features; 0 for the twin.
+        spread: scalar, see `FiniteScalarQuantizer.spread_loss`; None where the quantizer is another.
     """
 
     wav: Tensor
     codes: Tensor
     commitment: Tensor
     semantic: Tensor
+    spread: Tensor | None = None
 
 
 @dataclass

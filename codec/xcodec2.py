@@ -147,17 +147,19 @@ class XCodec2(nn.Module):
             features: (B, T, D) of `teacher_features(wav)` if they are at hand; None computes them.
 
         Returns:
-            wav (B, 1, T * output hop), codes (B, 1, T), the semantic loss (0 without a semantic decoder), and a
-            commitment loss of 0, which FSQ does not have.
+            wav (B, 1, T * output hop), codes (B, 1, T), the semantic loss (0 without a semantic decoder), a commitment
+            loss of 0, which FSQ does not have, and the spread loss.
         """
         features = self.teacher_features(wav) if features is None else features
-        vectors, codes = self.quantizer(self.latents(wav, features))
+        latents = self.latents(wav, features)
+        vectors, codes = self.quantizer(latents)
         none = vectors.new_zeros(())
         semantic = none
         if features is not None and hasattr(self, "semantic_decoder"):
             restored = self.semantic_decoder(self.fc_semantic(vectors).transpose(1, 2))
             semantic = F.mse_loss(restored.float(), features.transpose(1, 2).float())
-        return TrainingOutput(self.acoustic_decoder(vectors), codes[:, None], none, semantic)
+        spread = self.quantizer.spread_loss(latents)
+        return TrainingOutput(self.acoustic_decoder(vectors), codes[:, None], none, semantic, spread)
 
     def forward_codes(self, codes: Tensor) -> Tensor:
         """Audio (B, 1, T * output hop) of codes (B, 1, T), with gradients for the decoder."""

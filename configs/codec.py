@@ -145,6 +145,8 @@ class CodecLossConfig:
     """Multi-resolution L1 between log mel spectra."""
     commitment_weight: float = 1.0
     """Commitment of the latents to their codes, mean over the layers in use."""
+    spread_weight: float = 0.0
+    """X-Codec 2 alone: keeps the dimensions of its quantizer apart and their levels in use, which short runs need."""
     stft_windows: tuple[int, ...] = (480, 960, 1200)
     """Windows of the STFT loss; hop is a quarter of the window, the transform the next power of two."""
     mel_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)

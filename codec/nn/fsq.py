@@ -53,6 +53,21 @@ class FiniteScalarQuantizer(nn.Module):
             through = values + (rounded - values).detach()
             return self.project_out(through / (self.levels // 2)), self.to_codes(rounded.detach())
 
+    def spread_loss(self, x: Tensor) -> Tensor:
+        """How far the dimensions are from uncorrelated ones that use their levels evenly.
+
+        The squared distance of their covariance from that of even use, over the number of dimensions. Without it a
+        short run makes all dimensions say the same, the loudness. Ours; the paper has no such term.
+
+        Args:
+            x: (B, T, D).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            values = self._squashed(x.float()).flatten(0, 1)  # (B T, C)
+            values = (values - values.mean(dim=0)) / ((self.levels**2 - 1) / 12).sqrt()  # of even use: deviation 1
+            covariance = values.T @ values / len(values)
+            return (covariance - torch.eye(len(self.levels), device=x.device)).square().sum() / len(self.levels)
+
     def encode(self, x: Tensor) -> Tensor:
         """Codes (B, T) of vectors (B, T, D)."""
         with torch.autocast(x.device.type, enabled=False):

@@ -99,6 +99,20 @@ def test_start_without_spread_changes_nothing():
     assert torch.equal(quantizer.project_in.weight, before)
 
 
+def test_spread_loss_is_least_for_independent_even_dimensions():
+    quantizer = build((4, 4, 4), dim=3, bound_twice=False)
+    with torch.no_grad():
+        quantizer.project_in.weight.copy_(torch.eye(3))
+        quantizer.project_in.bias.zero_()
+    half = 1.5 * 1.001
+    even = torch.rand(1, 20_000, 3, generator=torch.Generator().manual_seed(0)) * 3.8 - 2.4  # levels -2 to 1, each +-.5
+    even = ((even + 0.5) / half).clamp(-0.999, 0.999).atanh() - torch.tensor(0.5 / half).atanh()
+    copies = even[:, :, :1].expand(-1, -1, 3)
+    still = even * 0.01
+    values = [float(quantizer.spread_loss(x)) for x in (even, copies, still)]
+    assert values[0] < 0.1 < 0.9 < values[2] < values[1]
+
+
 def test_gradient_passes_the_rounding():
     fsq = build(spread=0.5)
     x = torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)

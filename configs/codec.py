@@ -187,6 +187,7 @@ class CodecTrainConfig:
     """Seed, intervals, tracker."""
 
     def __post_init__(self):
+        self.optim.require_adamw()
         model, quantizer, data = self.model, self.model.quantizer, self.data
         if math.prod(model.encoder_strides) != math.prod(model.decoder_strides):
             raise ConfigError(

@@ -142,6 +142,7 @@ class HubertTrainConfig:
     """Seed, intervals, tracker."""
 
     def __post_init__(self):
+        self.optim.require_adamw()
         model, data = self.model, self.data
         if not len(model.conv_dim) == len(model.conv_kernel) == len(model.conv_stride) > 0:
             raise ConfigError("model.conv_dim, model.conv_kernel and model.conv_stride must have the same length")

@@ -20,7 +20,7 @@ import yaml
 from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.hubert import HubertTrainConfig
-from xcodec_lm.configs.lm import LMTrainConfig
+from xcodec_lm.configs.lm import LayoutConfig, LMTrainConfig
 from xcodec_lm.configs.xcodec2 import Xcodec2TrainConfig
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ FAMILIES: dict[str, type] = {
     "xcodec2": Xcodec2TrainConfig,
     "hubert": HubertTrainConfig,
     "music": LMTrainConfig,
+    "layout": LayoutConfig,
 }
 """Preset family -> the dataclass that its files describe."""
 

@@ -156,4 +156,5 @@ class Xcodec2TrainConfig:
     """Seed, intervals, tracker."""
 
     def __post_init__(self):
+        self.optim.require_adamw()
         self.data.check_crop(self.model.sample_rate, self.model.hop_samples)

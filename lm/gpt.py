@@ -1,9 +1,11 @@
-"""GPT-2, readable in one sitting: pre-norm decoder, learned positions, tied embedding.
+"""The decoder: GPT-2 or LLaMA over the ids of any token layout, readable in one sitting.
 
-Source: Radford et al. 2019, "Language models are unsupervised multitask learners"; the layout of weights and
-activations is that of `transformers.GPT2LMHeadModel`, to and from which a model converts with equal logits.
-Positions = block + prefix + specials: `block` codes, `prefix` vectors in front (a conditioner's), and one for bos where
-the vocabulary has special ids.
+A step may hold several ids; their embeddings are summed. The output matrix is the embedding itself (tied), so each slot
+of a step has as its head the rows of its own ids. Positions = block + prefix + bos: `block` steps, `prefix` vectors in
+front (a conditioner's), and one for bos where the vocabulary has special ids.
+
+Source: Radford et al. 2019, "Language models are unsupervised multitask learners"; arXiv 2302.13971 (LLaMA). Weights
+convert to and from transformers with equal logits, see `lm.interop`.
 """
 
 from __future__ import annotations
@@ -18,95 +20,25 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xcodec_lm import configs
 from xcodec_lm.configs.errors import TokenError, XcodecLMError
-from xcodec_lm.configs.lm import GPTConfig, LayoutConfig
+from xcodec_lm.configs.lm import GPTConfig
+from xcodec_lm.lm.blocks import Block, Rotary, make_norm
+from xcodec_lm.lm.cache import KVCache
+from xcodec_lm.lm.depth import DepthModel
+from xcodec_lm.lm.layouts import Layout
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
 MODEL_TYPE = "xcodec_lm_gpt"
 MODEL_VERSION = 1
 
 
-class KVCache:
-    """Keys and values of everything that was read, in memory taken once.
-
-    Args:
-        model: whose cache it is.
-        batch: rows.
-        positions: most positions that will be read.
-    """
-
-    def __init__(self, model: GPT, batch: int, positions: int):
-        config, weight = model.config, model.wte.weight
-        shape = (config.layers, batch, config.heads, min(positions, model.positions), config.dim // config.heads)
-        self.keys = torch.empty(shape, device=weight.device, dtype=weight.dtype)  # (layers, B, heads, L, D / heads)
-        self.values = torch.empty_like(self.keys)
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        """Most positions that fit."""
-        return self.keys.shape[3]
-
-    def reset(self) -> None:
-        """Forgets what was read."""
-        self.length = 0
-
-
-class Attention(nn.Module):
-    """Causal self-attention with one projection for queries, keys and values."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.bias)
-        self.proj = nn.Linear(config.dim, config.dim, bias=config.bias)
-
-    def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None, start: int) -> Tensor:
-        """Attends from x (B, L, D) to itself and to the `start` positions before it.
-
-        Those are in `keys` and `values` (B, heads, P, D / heads), to which the positions of x are added.
-        """
-        batch, length, dim = x.shape
-        packed = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads)
-        q, k, v = packed.permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads) each
-        if keys is not None and values is not None:
-            stop = start + length
-            keys[:, :, start:stop], values[:, :, start:stop] = k, v
-            k, v = keys[:, :, :stop], values[:, :, :stop]
-        mask = None
-        if start and length > 1:  # several positions behind a filled cache: a causal mask that begins at `start`
-            mask = torch.ones(length, start + length, dtype=torch.bool, device=x.device).tril(start)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=start == 0 and length > 1
-        )
-        return self.proj(y.transpose(1, 2).reshape(batch, length, dim))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each behind a layer norm and around a residual connection."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.dim, eps=1e-5, bias=config.bias)
-        self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.dim, eps=1e-5, bias=config.bias)
-        self.fc = nn.Linear(config.dim, 4 * config.dim, bias=config.bias)
-        self.proj = nn.Linear(4 * config.dim, config.dim, bias=config.bias)
-        self.drop = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None, start: int) -> Tensor:
-        """x (B, L, D) -> (B, L, D)."""
-        x = x + self.drop(self.attn(self.ln_1(x), keys, values, start))
-        return x + self.drop(self.proj(F.gelu(self.fc(self.ln_2(x)), approximate="tanh")))
-
-
 class GPT(nn.Module):
-    """A GPT-2 decoder over ids.
+    """A causal decoder over ids.
 
     Args:
         config: sizes.
@@ -119,14 +51,19 @@ class GPT(nn.Module):
         self.config, self.vocab_size, self.prefix = config, vocab_size, prefix
         self.positions = config.block + prefix + (config.layout.specials == "standard")
         self.wte = nn.Embedding(vocab_size, config.dim)
-        self.wpe = nn.Embedding(self.positions, config.dim)
+        self.wpe = nn.Embedding(self.positions, config.dim) if config.arch == "gpt2" else None
+        self.rotary = Rotary(config.head_dim, config.rope_base) if config.arch == "llama" else None
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
-        self.ln_f = nn.LayerNorm(config.dim, eps=1e-5, bias=config.bias)
+        self.ln_f = make_norm(config)
+        self.inner = None
+        if config.layout.name == "depth":
+            self.inner = DepthModel(config.depth, config.dim, vocab_size, config.layout.width, config.dropout)
         self.apply(self._init)
         for name, parameter in self.named_parameters():  # GPT-2 scales residual branches down by their number
             if name.endswith("proj.weight"):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
+                layers = config.depth.layers if name.startswith("inner.") else config.layers
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers))
 
     @staticmethod
     def _init(module: nn.Module) -> None:
@@ -144,6 +81,18 @@ class GPT(nn.Module):
         """Number of parameters; the tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def new_cache(self, batch: int, positions: int) -> KVCache:
+        """An empty cache for rows of at most so many positions, and never more than the model has."""
+        config = self.config
+        return KVCache(
+            config.layers,
+            batch,
+            config.kv_heads or config.heads,
+            min(positions, self.positions),
+            config.head_dim,
+            self.wte.weight,
+        )
+
     @torch.no_grad()
     def order_for_decoding(self) -> GPT:
         """Lays the weights of linear layers out in memory as a CPU reads them fastest for few rows; returns itself.
@@ -157,15 +106,24 @@ class GPT(nn.Module):
         return self
 
     def forward(
-        self, ids: Tensor, cache: KVCache | None = None, last_only: bool = False, prefix: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        prefix: Tensor | None = None,
+        *,
+        places: Tensor | None = None,
+        mask: Any = None,
     ) -> Tensor:
-        """Logits of the id after each position.
+        """Logits of what follows each position.
 
         Args:
-            ids: (B, L) int64.
+            ids: (B, L) or, with several ids a step, (B, L, W) int64.
             cache: what was read before; `ids` are read behind it and added to it.
             last_only: give the logits of the last position alone.
             prefix: (B, P, D) vectors read in front of `ids`.
+            places: without a cache, (B, P + L) the position of each step, for rows that hold several documents.
+            mask: without a cache, what may be attended to, see `Attention.forward`; None is causal.
 
         Returns:
             (B, P + L, V), or (B, 1, V) with `last_only`.
@@ -173,108 +131,88 @@ class GPT(nn.Module):
         Raises:
             TokenError: more positions than the model, or its cache, has.
         """
-        x = self.wte(ids)  # (B, L, D)
-        if prefix is not None:
-            x = torch.cat([prefix, x], dim=1)  # (B, P + L, D)
-        start = 0 if cache is None else cache.length
-        stop = start + x.shape[1]
-        if stop > (self.positions if cache is None else cache.capacity):
-            limit = self.positions if cache is None else cache.capacity
-            raise TokenError(
-                f"{stop} positions do not fit the {limit} of the model or its cache", "give fewer ids at once"
-            )
-        x = self.drop(x + self.wpe.weight[start:stop])
-        for index, block in enumerate(self.blocks):
-            if cache is None:
-                x = block(x, None, None, 0)
-            else:
-                x = block(x, cache.keys[index], cache.values[index], start)
-        if cache is not None:
-            cache.length = stop
-        if last_only:
-            x = x[:, -1:]  # (B, 1, D)
-        return F.linear(self.ln_f(x), self.wte.weight)  # tied: the embedding is the output matrix
+        hidden = self.hidden(ids, cache, prefix, places=places, mask=mask)
+        return self.logits(hidden[:, -1:] if last_only else hidden)
 
-    def to_transformers(self) -> GPT2LMHeadModel:
-        """The same model as `transformers.GPT2LMHeadModel`, in fp32 on the CPU; biases that we lack become zeros."""
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        config = self.config
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=self.vocab_size,
-                n_positions=self.positions,
-                n_embd=config.dim,
-                n_layer=config.layers,
-                n_head=config.heads,
-                activation_function="gelu_new",
-                layer_norm_epsilon=1e-5,
-                resid_pdrop=config.dropout,
-                embd_pdrop=config.dropout,
-                attn_pdrop=config.dropout,
-                bos_token_id=None,
-                eos_token_id=None,
-                tie_word_embeddings=True,
-            )
-        )
-        own, theirs = self.state_dict(), model.transformer.state_dict()
-        for name, value in theirs.items():
-            ours = _our_name(name)
-            if ours in own:
-                value.copy_(own[ours].T if _is_transposed(name) else own[ours])
-            elif name.endswith(".bias"):
-                value.zero_()
-        return model.eval()
-
-    @staticmethod
-    def from_transformers(source: GPT2LMHeadModel | str | Path, layout: LayoutConfig | None = None) -> GPT:
-        """Our model with the weights of a `transformers.GPT2LMHeadModel`.
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        prefix: Tensor | None = None,
+        *,
+        places: Tensor | None = None,
+        mask: Any = None,
+        graph: bool = False,
+    ) -> Tensor:
+        """What the output matrix, or the inner model, gets: (B, P + L, D).
 
         Args:
-            source: the model, or a folder or hub id that holds one.
-            layout: what its ids mean; without it, the first codebook and no special ids.
-
-        Raises:
-            XcodecLMError: it is no GPT-2, or one of another shape than the published ones.
+            ids: see `forward`.
+            cache: see `forward`.
+            prefix: see `forward`.
+            places: see `forward`; with `graph`, (B, 1) the position of each row in the cache.
+            mask: see `forward`.
+            graph: read one position a row in shapes that do not depend on the cache's lengths.
         """
-        from transformers import GPT2LMHeadModel
+        x = self.wte(ids)  # (B, L, D) or (B, L, W, D)
+        if ids.dim() == 3:
+            x = x.sum(dim=2)
+        if prefix is not None:
+            x = torch.cat([prefix.to(x.dtype), x], dim=1)  # (B, P + L, D)
+        if cache is not None:
+            positions = cache.begin_at(places) if graph and places is not None else cache.begin(x.shape[1])
+        elif places is not None:
+            positions = places
+        else:
+            positions = torch.arange(x.shape[1], device=x.device)
+            if x.shape[1] > self.positions:
+                raise TokenError(
+                    f"{x.shape[1]} positions do not fit the {self.positions} of the model or its cache",
+                    "give fewer ids at once",
+                )
+        rotation = None
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        if self.rotary is not None:
+            rotation = self.rotary(positions)
+        x = self.drop(x)
+        for layer, block in enumerate(self.blocks):
+            if self.config.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotation, cache, layer, mask, use_reentrant=False)
+                assert isinstance(x, Tensor)
+            else:
+                x = block(x, rotation, cache, layer, mask)
+        return self.ln_f(x)
 
-        if isinstance(source, (str, Path)):
-            try:
-                source = GPT2LMHeadModel.from_pretrained(source)
-            except (OSError, ValueError) as error:
-                raise XcodecLMError(f"{source} does not load as a GPT2LMHeadModel: {error}") from None
-        theirs, layout = source.config, layout or LayoutConfig(specials="none")
-        unusual = {
-            "activation_function": theirs.activation_function not in ("gelu_new", "gelu_pytorch_tanh"),
-            "n_inner": theirs.n_inner not in (None, 4 * theirs.n_embd),
-            "layer_norm_epsilon": theirs.layer_norm_epsilon != 1e-5,
-            "scale_attn_weights": not theirs.scale_attn_weights,
-            "scale_attn_by_inverse_layer_idx": theirs.scale_attn_by_inverse_layer_idx,
-            "add_cross_attention": theirs.add_cross_attention,
-            "tie_word_embeddings": not theirs.tie_word_embeddings,
-        }
-        if any(unusual.values()):
-            names = ", ".join(name for name, is_unusual in unusual.items() if is_unusual)
-            raise XcodecLMError(
-                f"this GPT-2 is not of the published shape: {names}", "convert a model with GPT-2's own settings"
-            )
-        config = GPTConfig(
-            layers=theirs.n_layer,
-            heads=theirs.n_head,
-            dim=theirs.n_embd,
-            block=theirs.n_positions - (layout.specials == "standard"),
-            dropout=theirs.resid_pdrop,
-            bias=True,
-            layout=layout,
-        )
-        model = GPT(config, theirs.vocab_size)
-        weights = {
-            _our_name(name): (value.T if _is_transposed(name) else value)
-            for name, value in source.transformer.state_dict().items()
-        }
-        model.load_state_dict({name: weights[name].detach().float().cpu() for name in model.state_dict()})
-        return model.eval()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, V), by the tied embedding."""
+        return F.linear(hidden, self.wte.weight)
+
+    def slot_logits(self, hidden: Tensor, layout: Layout, steps: Tensor | None = None) -> list[Tensor]:
+        """Logits of every slot of the steps that follow, over `layout.slot_ids` of that slot.
+
+        Args:
+            hidden: (B, L, D).
+            layout: of the ids.
+            steps: (B, L, W) the ids of those steps, which an inner model reads one after the other; others need none.
+
+        Returns:
+            W tensors (B, L, K_w).
+        """
+        if layout.flat:
+            return [self.logits(hidden)]
+        if self.inner is not None:
+            assert steps is not None
+            logits = self.inner(hidden, steps)  # (B, L, W, V)
+            return [logits[:, :, slot, layout.slot_ids(slot)] for slot in range(layout.width)]
+        logits = self.logits(hidden)
+        return [logits[..., layout.slot_ids(slot)] for slot in range(layout.width)]
+
+    def to_transformers(self) -> PreTrainedModel:
+        """The same model as transformers' GPT-2 or LLaMA, see `lm.interop.to_transformers`."""
+        from xcodec_lm.lm.interop import to_transformers
+
+        return to_transformers(self)
 
     def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Writes `model.safetensors` and `config.json`.
@@ -346,19 +284,18 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
     return header
 
 
-def _our_name(theirs: str) -> str:
-    """Our name of a weight of `GPT2LMHeadModel.transformer`."""
-    name = theirs.replace("h.", "blocks.", 1) if theirs.startswith("h.") else theirs
-    for old, new in (
-        ("attn.c_attn", "attn.qkv"),
-        ("attn.c_proj", "attn.proj"),
-        ("mlp.c_fc", "fc"),
-        ("mlp.c_proj", "proj"),
-    ):
-        name = name.replace(old, new)
-    return name
+def find_model(folder: str | Path) -> Path:
+    """The model folder of a run folder or model folder.
 
-
-def _is_transposed(theirs: str) -> bool:
-    """Whether transformers keeps this weight as (in, out), its Conv1D, where ours is (out, in)."""
-    return theirs.endswith(".weight") and (".c_" in theirs)
+    Raises:
+        XcodecLMError: there is none.
+    """
+    folder = Path(folder)
+    for candidate in (folder / "model", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (folder / "config.yaml").is_file():
+        raise XcodecLMError(
+            f"{folder} has no model/ yet: its training has not finished", "give the train command again"
+        )
+    raise XcodecLMError(f"{folder} holds no language model", "give a run folder, or its model/")

@@ -172,6 +172,7 @@ COMMANDS: dict[str, Command] = {
     "hubert probe": Command(hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
+    "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),
 }
 
 

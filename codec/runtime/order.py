@@ -35,13 +35,14 @@ class DataOrder:
             raise ValueError("an order needs at least one item")
         self.items = items
         self.seed = seed
-        self._epoch = -1
-        self._permutation: list[int] = []
+        # Two epochs: whoever reads ahead, as a packer does, goes to and fro between them at their border.
+        self._permutations: dict[int, list[int]] = {}
 
     def __getitem__(self, position: int) -> int:
         """The item at a position of the endless sequence."""
         epoch, offset = divmod(position, self.items)
-        if epoch != self._epoch:
-            self._permutation = torch.randperm(self.items, generator=generator(self.seed, "order", epoch)).tolist()
-            self._epoch = epoch
-        return self._permutation[offset]
+        if epoch not in self._permutations:
+            permutation = torch.randperm(self.items, generator=generator(self.seed, "order", epoch)).tolist()
+            kept = {number: old for number, old in self._permutations.items() if abs(number - epoch) == 1}
+            self._permutations = {**kept, epoch: permutation}
+        return self._permutations[epoch][offset]

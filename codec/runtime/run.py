@@ -17,7 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,11 +26,16 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
-from torch import nn
-from torch.optim import Optimizer
 
 from xcodec_lm import configs
-from xcodec_lm.codec.runtime.checkpoint import checkpoint_step, latest_checkpoint, load_checkpoint, save_checkpoint
+from xcodec_lm.codec.runtime.checkpoint import (
+    Stateful,
+    all_checkpoints,
+    checkpoint_step,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from xcodec_lm.codec.runtime.ema import WeightAverage
 from xcodec_lm.codec.runtime.memory import keep_freed_memory
 from xcodec_lm.codec.runtime.order import derive_seed
@@ -111,9 +116,11 @@ class Run:
             keep_freed_memory()
             torch.set_num_threads(self.settings.threads or self._threads_before)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        self._modules: dict[str, nn.Module] = {}
-        self._optimizers: dict[str, Optimizer] = {}
+        self._modules: Mapping[str, Stateful] = {}
+        self._optimizers: Mapping[str, Stateful] = {}
         self._averages: dict[str, WeightAverage] = {}
+        self._extra: Callable[[], dict[str, Any]] | None = None
+        self.restored: dict[str, Any] = {}
         self._interrupted = False
         self._last_metrics: dict[str, float] = {}
         if self.is_main:
@@ -174,27 +181,41 @@ class Run:
 
     def track_state(
         self,
-        modules: dict[str, nn.Module],
-        optimizers: dict[str, Optimizer],
+        modules: Mapping[str, Stateful],
+        optimizers: Mapping[str, Stateful],
         averages: dict[str, WeightAverage] | None = None,
+        extra: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """Names what a checkpoint holds: unwrapped modules, their optimizers, averages of weights."""
+        """Names what a checkpoint holds: unwrapped modules, their optimizers, averages of weights, JSON values.
+
+        What `extra` gave is in `restored` after `resume`.
+        """
         self._modules, self._optimizers, self._averages = modules, optimizers, averages or {}
+        self._extra = extra
 
     def resume(self) -> int:
         """Restores the newest checkpoint, if there is one.
 
         Returns:
             Steps done so far.
+
+        Raises:
+            XcodecLMError: no checkpoint can be read.
         """
-        path = latest_checkpoint(self.folder / "checkpoints")
-        step = 0
-        if path is not None:
-            _, others = load_checkpoint(path, self._modules, self._optimizers)
+        paths, step = all_checkpoints(self.folder / "checkpoints"), 0
+        for index, path in enumerate(paths):
+            try:
+                self.restored, others = load_checkpoint(path, self._modules, self._optimizers)
+            except XcodecLMError as error:
+                if index + 1 == len(paths):
+                    raise
+                say(f"{self.label}: {error}; trying the one before it")
+                continue
             for name, average in self._averages.items():
                 average.load_state_dict(others[f"{name}-average"])
             step = checkpoint_step(path)
             say(f"{self.label}: continuing {self.folder} after step {step}")
+            break
         if self.is_main:
             _drop_rows_after(self.folder / "metrics.jsonl", step)
         self.accelerator.wait_for_everyone()
@@ -203,13 +224,15 @@ class Run:
     def save_checkpoint(self, step: int) -> None:
         """Writes a checkpoint from the main process; all processes call it."""
         self.accelerator.wait_for_everyone()
+        # On every process: what is spread over them is gathered by all.
+        tensors = {name: module.state_dict() for name, module in self._modules.items()}
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
         if self.is_main:
-            tensors = {name: module.state_dict() for name, module in self._modules.items()}
             tensors |= {f"{name}-average": average.state_dict() for name, average in self._averages.items()}
             keep = self.settings.keep_checkpoints
-            folder, extra = self.folder / "checkpoints", {"world": self.world}
+            folder, extra = self.folder / "checkpoints", {"world": self.world, **(self._extra() if self._extra else {})}
             try:
-                save_checkpoint(folder, step, tensors, self._optimizers, extra, keep)
+                save_checkpoint(folder, step, tensors, optimizers, extra, keep)
             except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own for a full disk
                 raise XcodecLMError(
                     f"cannot write the checkpoint of step {step} in {folder}: {error}",

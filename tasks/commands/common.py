@@ -18,6 +18,7 @@ from xcodec_lm.configs.errors import ConfigError, UsageError, XcodecLMError
 
 Device = Literal["auto", "cpu", "cuda"]
 OutFile = Annotated[Path, arg(aliases=("-o",))]
+OutOption = Annotated[Path | None, arg(aliases=("-o",))]
 
 DEFAULT_CODEC = "xcodec-tiny"
 """The shipped codec that commands take unless they are told another."""
@@ -48,7 +49,11 @@ class TrainFlags:
     dry_run: Annotated[bool, arg(help="print parameters, memory and batch, then stop")] = False
 
 
-TRAINERS = {"codec": "xcodec_lm.codec.train", "hubert": "xcodec_lm.codec.pretrain", "music": "xcodec_lm.lm.train"}
+TRAINERS = {
+    "codec": "xcodec_lm.codec.train",
+    "hubert": "xcodec_lm.codec.pretrain",
+    "music": "xcodec_lm.tasks.music.training",
+}
 """Module with `train` and `dry_run` of each noun that can be trained."""
 RELATIVES = {"xcodec": ("xcodec2",)}
 """Preset families of other configuration classes that the trainer of a family takes, too."""

@@ -17,9 +17,8 @@ from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.tokens import stack_codes
 from xcodec_lm.codec.xcodec import XCodec
 from xcodec_lm.lm import anchors
-from xcodec_lm.lm.engine import generate
+from xcodec_lm.lm.engine import continue_codes
 from xcodec_lm.lm.gpt import GPT
-from xcodec_lm.lm.layouts import Layout
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import TokenStore
 from xcodec_lm.tasks.eval.frechet import Projection, frechet_distance
@@ -109,22 +108,21 @@ def score(out: Path, manifest: Path, split: str, count: int, prompt_s: float, se
     excerpts = cut_excerpts(read_manifests([manifest], split), rate, count, prompt_s + seconds)  # type: ignore[arg-type]
     say(f"measuring {len(excerpts)} excerpts of {split} recordings")
     reconstruction = evaluate(codec, [excerpt.original[None] for excerpt in excerpts], N_QS)
-    train_ids, held_out = (
+    train_codes, held_out = (
         [torch.from_numpy(store.codes(i).astype(np.int64)).T for i in store.split(name)] for name in ("train", split)
     )
     untrained = untrained_like(music.model, seed)
-    unigram = anchors.UnigramModel(layout).fit(layout.pack(codes) for codes in train_ids)
+    sizes = codec.spec.codebook_sizes[: music.n_q]
+    unigram = anchors.UnigramModel(sizes).fit(train_codes)
     bigrams = {
-        "bigram": anchors.BigramModel(layout).fit(layout.pack(codes) for codes in train_ids),
-        "bigram of one codebook": anchors.BigramModel(layout, lag=layout.ids_per_frame).fit(
-            layout.pack(codes) for codes in train_ids
-        ),
+        "bigram": anchors.BigramModel(sizes).fit(train_codes),
+        "bigram of one codebook": anchors.BigramModel(sizes, lag=len(sizes)).fit(train_codes),
     }
     bits = {
-        "language model": anchors.model_bits(music.model, layout, held_out, unigram),
-        "untrained model": anchors.model_bits(untrained, layout, held_out, unigram),
-        "unigram": anchors.mean_bits(unigram, held_out),
-        **{name: anchors.mean_bits(model, held_out) for name, model in bigrams.items()},
+        "language model": float(anchors.model_bits(music.model, layout, held_out, unigram).mean()),
+        "untrained model": float(anchors.model_bits(untrained, layout, held_out, unigram).mean()),
+        "unigram": float(anchors.mean_bits(unigram, held_out).mean()),
+        **{name: float(anchors.mean_bits(model, held_out).mean()) for name, model in bigrams.items()},
     }
     say("continuing the prompts")
     make_continuations(excerpts, music, untrained, bigrams["bigram"], prompt_s, seconds, seed)
@@ -135,10 +133,10 @@ def score(out: Path, manifest: Path, split: str, count: int, prompt_s: float, se
         texture=texture_distances(excerpts, read_manifests([manifest], "train"), rate, prompt_s, seconds),
         excerpts=excerpts,
         pieces=len({excerpt.piece for excerpt in excerpts}),
-        tokens=sum(codes.shape[1] for codes in held_out) * layout.n_q,
+        tokens=sum(codes.shape[1] for codes in held_out) * music.n_q,
         sample_rate=rate,
         prompt_s=prompt_s,
-        n_q=layout.n_q,
+        n_q=music.n_q,
         teacher=codec.semantic_config.teacher,
         codec=codec.spec.name,
         codebook_size=max(codec.spec.codebook_sizes),
@@ -182,31 +180,26 @@ def make_continuations(
         for excerpt, wav in zip(excerpts, codec.decode(tokens.take(n_q))[0], strict=True):
             excerpt.reconstructions[n_q] = wav[0]
     prompt_frames, frames = music.frames(prompt_s), music.frames(seconds)
-    codes = codec.encode(originals[:, :, : round(prompt_s * codec.spec.sample_rate)], n_q=layout.n_q).codes.clone()
-    prompts = layout.pack(codes)  # (B, L)
-    following = layout.pack(tokens.codes[:, : layout.n_q, prompt_frames : prompt_frames + frames].clone())
+    prompts = codec.encode(originals[:, :, : round(prompt_s * codec.spec.sample_rate)], n_q=music.n_q).codes.clone()
+    following = tokens.codes[:, : music.n_q, prompt_frames : prompt_frames + frames].clone()
     sampling = Sampling(temperature=1.0)
-    new_ids = {
-        "language model": generate(music.model, layout, prompts, frames, sampling, seed),
-        "untrained model": generate(untrained, layout, prompts, frames, sampling, seed),
+    made = {
+        "language model": continue_codes(music.model, layout, prompts, frames, sampling, seed),
+        "untrained model": continue_codes(untrained, layout, prompts, frames, sampling, seed),
         "bigram": torch.stack([bigram.sample(row, frames, seed + i) for i, row in enumerate(prompts)]),
-        "repeat last frame": torch.stack([anchors.repeat_last_frame(layout, row, frames) for row in prompts]),
-        "shuffled tokens": torch.stack([anchors.shuffled(layout, row, seed + i) for i, row in enumerate(following)]),
+        "repeat last frame": torch.stack([anchors.repeat_last_frame(row, frames) for row in prompts]),
+        "shuffled tokens": torch.stack([anchors.shuffled(row, seed + i) for i, row in enumerate(following)]),
         "codec, real tokens": following,
     }
-    spec = codec.spec.take(layout.n_q)
-    for system, ids in new_ids.items():
-        whole = torch.cat([codes, _unpack(layout, ids)], dim=2)
+    spec = codec.spec.take(music.n_q)
+    for system, codes in made.items():
+        whole = torch.cat([prompts, codes], dim=2)
         for excerpt, wav in zip(excerpts, codec.decode(stack_codes(list(whole), spec))[0], strict=True):
             excerpt.continuations[system] = wav[0]
     for excerpt in excerpts:
         silent = excerpt.continuations["language model"].clone()
         silent[round(prompt_s * codec.spec.sample_rate) :] = 0
         excerpt.continuations["silence"] = silent
-
-
-def _unpack(layout: Layout, ids: Tensor) -> Tensor:
-    return layout.unpack(ids.clone())
 
 
 def texture_distances(

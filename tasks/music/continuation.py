@@ -6,20 +6,24 @@ seam between prompt and continuation is the language model's alone. Source: X-Co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from xcodec_lm.codec.audio import load_audio, save_audio
+from xcodec_lm import configs
+from xcodec_lm.codec.audio import Audio, load_audio, save_audio
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.codec.tokens import AudioTokenizer, AudioTokens, TokenSpec, stack_codes
 from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
-from xcodec_lm.lm.engine import generate
-from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.configs.lm import LMTrainConfig
+from xcodec_lm.lm.engine import Engine, continue_codes
+from xcodec_lm.lm.gpt import GPT, find_model, read_model_config
 from xcodec_lm.lm.layouts import Layout, layout_from
+from xcodec_lm.lm.precision import Precision, in_precision
+from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 
 
@@ -77,9 +81,8 @@ class MusicModel:
         prompt: Tensor | AudioTokens,
         seconds: float,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        samples: int = 1,
         *,
         sample_rate: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -89,31 +92,85 @@ class MusicModel:
         Args:
             prompt: wav (B, 1, N) in [-1, 1] at the codec's rate, or tokens of this codec; all rows equally long. A
                 last frame that is not full is left out: its silence would be taken for an ending.
-            seconds: how much to add, above 0; rounded to whole frames.
+            seconds: how much to add, above 0; rounded to whole frames. Beyond the model's block the last half of it is
+                kept and read again.
             seed: the same seed gives the same continuation.
-            temperature: of the sampling; 0 takes the most likely id.
-            top_k: keep the k most likely ids; 0 keeps all.
-            top_p: keep the most likely ids up to this probability.
+            sampling: how codes are drawn.
+            samples: continuations of each prompt; those of one prompt stand beside each other.
             sample_rate: of `prompt`, if it is to be checked.
             progress: called with frames done and frames in all.
 
         Raises:
             AudioError: the wav does not fit the codec.
             TokenError: the tokens are another codec's, have too few codebooks, or rows of several lengths.
-            UsageError: `seconds` or a sampling argument is out of range.
+            UsageError: `seconds` or `samples` is out of range.
         """
-        sampling, frames = Sampling(temperature, top_k, top_p), self.frames(seconds)
+        if samples < 1:
+            raise UsageError(f"samples must be at least 1, got {samples}")
+        frames = self.frames(seconds)
         codes = self._prompt_codes(prompt, sample_rate)  # (B, n_q, T)
-        ids = generate(self.model, self.layout, self.layout.pack(codes), frames, sampling, seed, progress)
-        new = self.layout.unpack(ids).to(codes.device)  # (B, n_q, frames)
+        codes = codes.repeat_interleave(samples, dim=0)
+        new = continue_codes(self.model, self.layout, codes, frames, sampling, seed, progress).to(codes.device)
         whole = torch.cat([codes, new], dim=2)
-        tokens = stack_codes(list(whole), self.codec.spec.take(self.layout.n_q))
+        tokens = stack_codes(list(whole), self.codec.spec.take(self.n_q))
         with torch.inference_mode():
             wav, _ = self.codec.decode(tokens)
         return Continuation(tokens, wav, self.codec.spec.output_sample_rate, codes.shape[2])
 
+    def stream(
+        self,
+        prompt: Tensor | AudioTokens,
+        seconds: float,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        *,
+        sample_rate: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Continues one prompt and gives its audio as it is made, through the codec's streaming decoder.
+
+        Args:
+            prompt: as for `continue_`, one row.
+            seconds: see `continue_`.
+            seed: see `continue_`.
+            sampling: see `continue_`.
+            sample_rate: see `continue_`.
+
+        Yields:
+            (n,) stretches of audio at the codec's output rate, which together are prompt and continuation. A codec
+            whose decoder looks ahead gives each frame that many frames later; together they may differ from
+            `continue_` by what the streaming decoder declares.
+
+        Raises:
+            As `continue_`.
+        """
+        codes, frames = self._prompt_codes(prompt, sample_rate), self.frames(seconds)
+        if len(codes) != 1:
+            raise UsageError(f"one prompt can be streamed at a time, got {len(codes)}")
+        decoder = self.codec.stream_decoder(1)
+        with torch.inference_mode():
+            first = decoder.push(codes)
+        if first.shape[-1]:
+            yield first[0, 0]
+        for event in Engine(self.model, self.layout).run([Request(frames, codes[0], sampling, seed)]):
+            if event.made is not None and event.made.error is not None:
+                raise event.made.error
+            if event.codes is not None:
+                with torch.inference_mode():
+                    piece = decoder.push(event.codes[None].to(codes.device))
+                if piece.shape[-1]:
+                    yield piece[0, 0]
+        with torch.inference_mode():
+            rest = decoder.flush()
+        if rest.shape[-1]:
+            yield rest[0, 0]
+
+    @property
+    def n_q(self) -> int:
+        """Codebooks that the language model speaks."""
+        return len(self.layout.books)
+
     def _prompt_codes(self, prompt: Tensor | AudioTokens, sample_rate: int | None) -> Tensor:
-        n_q, hop = self.layout.n_q, self.codec.spec.hop_samples
+        n_q, hop = self.n_q, self.codec.spec.hop_samples
         if isinstance(prompt, AudioTokens):
             self.codec.spec.check_same_codec(prompt.spec, "the prompt")
             if prompt.spec.n_q < n_q:
@@ -135,7 +192,10 @@ class MusicModel:
 
 
 def load_music(
-    folder: str | Path, codec: AudioTokenizer | str | Path | None = None, device: torch.device | str = "cpu"
+    folder: str | Path,
+    codec: AudioTokenizer | str | Path | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
 ) -> MusicModel:
     """A trained music model with its codec.
 
@@ -143,6 +203,7 @@ def load_music(
         folder: a run folder, or the model folder in it.
         codec: the codec, or its folder or name; without it, the one that the model's config.json names.
         device: where both go.
+        precision: of the language model, see `lm.precision`; the codec stays in fp32.
 
     Raises:
         XcodecLMError: no model there, or no codec to be found.
@@ -169,24 +230,22 @@ def load_music(
         from xcodec_lm.codec import load_codec
 
         codec = load_codec(codec, device=device)
-    return MusicModel(model, layout, codec, spec)
+    return MusicModel(in_precision(model, precision), layout, codec, spec)
 
 
-def find_model(folder: str | Path) -> Path:
-    """The model folder of a run folder or model folder.
+def store_of(run: str | Path) -> Path:
+    """The token store that a run was trained on.
 
     Raises:
-        XcodecLMError: there is none.
+        XcodecLMError: it is no run folder, or the store is gone.
     """
-    folder = Path(folder)
-    for candidate in (folder / "model", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if (folder / "config.yaml").is_file():
-        raise XcodecLMError(
-            f"{folder} has no model/ yet: its training has not finished", "give the music train command again"
-        )
-    raise XcodecLMError(f"{folder} holds no music model", "give a run folder of music train, or its model/")
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise XcodecLMError(f"{run} is no run folder, so it names no token store", "give the store with --tokens")
+    store = Path(configs.load(path, LMTrainConfig).data.tokens)
+    if not (store / "store.json").is_file():
+        raise XcodecLMError(f"{store}, which {run} was trained on, is no token store", "give the store with --tokens")
+    return store
 
 
 def continue_file(
@@ -198,25 +257,25 @@ def continue_file(
     *,
     codec: str | Path | None = None,
     device: torch.device | str = "cpu",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     prompt_s: float | None = None,
+    precision: Precision = "fp32",
+    samples: int = 1,
 ) -> Continuation:
-    """Continues a recording and writes prompt and continuation as one file.
+    """Continues a recording and writes prompt and continuation as one file, or several.
 
     Args:
         prompt: a recording of any rate and channel count; what is converted is said.
         run: run folder or model folder of the language model.
         seconds: how much to add.
-        out: the file to write.
+        out: the file to write; with several samples `-1`, `-2`, ... goes before its ending.
         seed: of the sampling.
         codec: folder or name of the codec, where the model's own note of it does not lead there.
         device: where the models go.
-        temperature: see `MusicModel.continue_`.
-        top_k: see `MusicModel.continue_`.
-        top_p: see `MusicModel.continue_`.
+        sampling: how codes are drawn.
         prompt_s: use the first so many seconds of the recording; None uses all of it.
+        precision: of the language model.
+        samples: continuations to make.
 
     Raises:
         XcodecLMError: a file, folder or value that does not fit; nothing is written then.
@@ -224,25 +283,98 @@ def continue_file(
     out = Path(out)
     if not out.parent.is_dir():
         raise XcodecLMError(f"cannot write {out}: {out.parent} is no folder", "make the folder first")
-    music = load_music(run, codec, device)
-    audio = load_audio(prompt, music.codec.spec.sample_rate, duration_s=prompt_s)
-    for conversion in audio.conversions:
-        say(f"{prompt}: {conversion}")
-    with Progress("music continue", music.frames(seconds)) as shown:
+    music, audio = _music_and_prompt(prompt, run, codec, device, prompt_s, precision)
+    frames = music.frames(seconds)
+    given = audio.wav.shape[-1] // music.codec.spec.hop_samples
+    _say_refills(music, given, frames)
+    with Progress("music continue", frames * samples) as shown:
         result = music.continue_(
             audio.wav[None],
             seconds,
             seed,
-            temperature,
-            top_k,
-            top_p,
+            sampling,
+            samples,
             sample_rate=audio.sample_rate,
             progress=lambda done, _: shown.update(done),
         )
-    clipped = save_audio(out, result.wav[0], result.sample_rate)
-    if clipped:
-        say(f"{out}: {clipped} samples beyond full scale were clipped")
+    for path, wav in zip(sample_paths(out, samples), result.wav, strict=True):
+        clipped = save_audio(path, wav, result.sample_rate)
+        if clipped:
+            say(f"{path}: {clipped} samples beyond full scale were clipped")
     return replace(result, wav=result.wav.cpu())
+
+
+def sample_paths(out: Path, samples: int) -> list[Path]:
+    """Where several continuations of one prompt go."""
+    if samples == 1:
+        return [out]
+    return [out.with_stem(f"{out.stem}-{number}") for number in range(1, samples + 1)]
+
+
+def stream_file(
+    prompt: str | Path,
+    run: str | Path,
+    seconds: float,
+    write: Callable[[bytes], object],
+    seed: int = 0,
+    *,
+    codec: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    prompt_s: float | None = None,
+    precision: Precision = "fp32",
+) -> tuple[int, int]:
+    """Continues a recording and writes the audio as it is made: 16-bit little-endian PCM, mono, without a header.
+
+    Args:
+        prompt: see `continue_file`.
+        run: see `continue_file`.
+        seconds: see `continue_file`.
+        write: takes the bytes, such as `sys.stdout.buffer.write`.
+        seed: see `continue_file`.
+        codec: see `continue_file`.
+        device: see `continue_file`.
+        sampling: see `continue_file`.
+        prompt_s: see `continue_file`.
+        precision: see `continue_file`.
+
+    Returns:
+        Samples written, and their rate in Hz.
+    """
+    music, audio = _music_and_prompt(prompt, run, codec, device, prompt_s, precision)
+    _say_refills(music, audio.wav.shape[-1] // music.codec.spec.hop_samples, music.frames(seconds))
+    written = 0
+    for piece in music.stream(audio.wav[None], seconds, seed, sampling, sample_rate=audio.sample_rate):
+        samples = (piece.clamp(-1, 1) * 32767).round().to(torch.int16).cpu().numpy()
+        write(samples.astype("<i2").tobytes())
+        written += len(samples)
+    return written, music.codec.spec.output_sample_rate
+
+
+def _music_and_prompt(
+    prompt: str | Path,
+    run: str | Path,
+    codec: str | Path | None,
+    device: torch.device | str,
+    prompt_s: float | None,
+    precision: Precision,
+) -> tuple[MusicModel, Audio]:
+    music = load_music(run, codec, device, precision)
+    audio = load_audio(prompt, music.codec.spec.sample_rate, duration_s=prompt_s)
+    for conversion in audio.conversions:
+        say(f"{prompt}: {conversion}")
+    return music, audio
+
+
+def _say_refills(music: MusicModel, given: int, frames: int) -> None:
+    """Says when a continuation is longer than what the model sees at once."""
+    seen = music.layout.frames_in(music.model.config.block)
+    if given + frames > seen:
+        seen_s = float(seen / music.spec.frame_rate)
+        say(
+            f"prompt and continuation are longer than the {seen_s:.1f} s that the model sees at once: whenever those "
+            "are full, their last half is kept and read again"
+        )
 
 
 def _named_codec(model_folder: Path, path: str | None) -> str:

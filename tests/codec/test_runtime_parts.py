@@ -80,12 +80,16 @@ def model_and_optimizer(seed=0, steps=1):
 
 def save(folder, step, seed=0, keep=9):
     model, optimizer = model_and_optimizer(seed)
-    return save_checkpoint(folder, step, {"model": model.state_dict()}, {"adam": optimizer}, {"world": 1}, keep)
+    return save_checkpoint(
+        folder, step, {"model": model.state_dict()}, {"adam": optimizer.state_dict()}, {"world": 1}, keep
+    )
 
 
 def test_checkpoint_brings_back_model_and_optimizer(tmp_path):
     model, optimizer = model_and_optimizer(0, steps=3)
-    path = save_checkpoint(tmp_path, 7, {"model": model.state_dict()}, {"adam": optimizer}, {"world": 2}, keep=1)
+    path = save_checkpoint(
+        tmp_path, 7, {"model": model.state_dict()}, {"adam": optimizer.state_dict()}, {"world": 2}, keep=1
+    )
     other, other_optimizer = model_and_optimizer(1, steps=1)
     extra, others = load_checkpoint(path, {"model": other}, {"adam": other_optimizer})
     assert extra == {"step": 7, "world": 2} and others == {} and checkpoint_step(path) == 7
@@ -145,7 +149,7 @@ def test_same_step_may_be_saved_again(tmp_path):
     assert torch.equal(model[0].weight, model_and_optimizer(2)[0][0].weight)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "shape", "state", "optimizer"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "shape", "state", "optimizer"])
 def test_checkpoint_that_does_not_fit_is_refused(tmp_path, damage):
     path = save(tmp_path, 1)
     model, optimizer = model_and_optimizer()
@@ -153,6 +157,10 @@ def test_checkpoint_that_does_not_fit_is_refused(tmp_path, damage):
         (path / "model.safetensors").unlink()
     elif damage == "cut":
         (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9])
+    elif damage == "flipped":  # a byte within the tensors, which no format notices by itself
+        content = bytearray((path / "model.safetensors").read_bytes())
+        content[-3] ^= 1
+        (path / "model.safetensors").write_bytes(content)
     elif damage == "shape":
         model[0] = nn.Linear(5, 3)
     elif damage == "state":

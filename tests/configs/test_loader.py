@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from xcodec_lm import configs
 from xcodec_lm.configs import CodecTrainConfig, ConfigError, LMTrainConfig
+from xcodec_lm.configs.lm import LMRunConfig
 from xcodec_lm.configs.run import OptimConfig, RunConfig
 
 
@@ -281,8 +282,8 @@ def test_what_is_saved_is_loaded_again(tmp_path_factory, config):
 @given(st.floats(1e-9, 1e3), st.integers(0, 2**62), st.sampled_from(["constant", "cosine"]))
 def test_train_configs_are_loaded_again(tmp_path_factory, lr, seed, schedule):
     path = tmp_path_factory.mktemp("config") / "config.yaml"
-    for cls in (CodecTrainConfig, LMTrainConfig):
-        config = cls(optim=OptimConfig(lr=lr, schedule=schedule), run=RunConfig(seed=seed))
+    for cls, run in ((CodecTrainConfig, RunConfig), (LMTrainConfig, LMRunConfig)):
+        config = cls(optim=OptimConfig(lr=lr, schedule=schedule), run=run(seed=seed))
         configs.save(config, path)
         assert configs.load(path, cls) == config
 

@@ -17,7 +17,8 @@ SIZES = ("tiny", "small", "paper")
 def test_every_family_has_its_sizes():
     names = configs.presets()
     assert names == sorted(names)
-    assert {f"{family}/{size}" for family in configs.FAMILIES for size in SIZES} <= set(names)
+    trained = set(configs.FAMILIES) - {"layout"}
+    assert {f"{family}/{size}" for family in trained for size in SIZES} <= set(names)
     assert {name.split("/")[0] for name in names} == set(configs.FAMILIES)
 
 

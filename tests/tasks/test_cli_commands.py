@@ -209,11 +209,11 @@ def test_recordings_that_fail_give_exit_code_3_and_a_list(cli, write_wav, twin_f
 def trained(monkeypatch):
     """Replaces both trainers; holds what they were called with."""
     import xcodec_lm.codec.train
-    import xcodec_lm.lm.train
+    import xcodec_lm.tasks.music.training
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     calls = []
-    for module in (xcodec_lm.codec.train, xcodec_lm.lm.train):
+    for module in (xcodec_lm.codec.train, xcodec_lm.tasks.music.training):
         monkeypatch.setattr(module, "train", lambda config, options: calls.append((config, options)) or options.out)
     return calls
 

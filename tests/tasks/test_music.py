@@ -1,8 +1,8 @@
 """Music continuation with a small stand-in for a codec: what comes out, what is checked, what is said."""
 
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
@@ -15,8 +15,9 @@ from xcodec_lm.configs.errors import AudioError, TokenError, UsageError, XcodecL
 from xcodec_lm.configs.lm import GPTConfig, LayoutConfig
 from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import layout_from
+from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.tasks.music import load_music
-from xcodec_lm.tasks.music.continuation import continue_file
+from xcodec_lm.tasks.music.continuation import continue_file, stream_file
 
 SPEC = TokenSpec("levels", 16_000, 8_000, 320, (32, 32, 32), fingerprint="d" * 64)
 
@@ -120,12 +121,29 @@ def test_one_codebook_is_decoded_as_one(tmp_path):
     assert result.tokens.spec.n_q == 1 and result.tokens.codes.shape == (1, 1, 30)
 
 
+def test_several_samples_of_one_prompt_differ(run):
+    made = load_music(run, LevelCodec()).continue_(prompt(rows=2), 0.3, seed=4, samples=3)
+    codes = made.tokens.codes
+    assert codes.shape == (6, 2, 35) and len({tuple(row.flatten().tolist()) for row in codes}) == 6
+    assert torch.equal(codes[0, :, :20], codes[2, :, :20]) and torch.equal(codes[:3, :, :20], codes[3:, :, :20])
+    with pytest.raises(UsageError, match="at least 1"):
+        load_music(run, LevelCodec()).continue_(prompt(), 0.3, samples=0)
+
+
+def test_streamed_audio_is_that_of_the_whole(run):
+    music = load_music(run, LevelCodec())
+    pieces = list(music.stream(prompt(), 0.3, seed=5))
+    assert len(pieces) > 10  # as it is made
+    torch.testing.assert_close(torch.cat(pieces), music.continue_(prompt(), 0.3, seed=5).wav[0, 0])
+    with pytest.raises(UsageError, match="one prompt"):
+        next(music.stream(prompt(rows=2), 0.3))
+
+
 def test_greedy_and_filters_reach_the_sampler(run):
     music = load_music(run, LevelCodec())
-    greedy = music.continue_(prompt(), 0.2, seed=1, temperature=0).tokens.codes
-    cases: list[dict[str, Any]] = [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}]
-    for values in cases:
-        assert torch.equal(music.continue_(prompt(), 0.2, seed=2, **values).tokens.codes, greedy)
+    greedy = music.continue_(prompt(), 0.2, seed=1, sampling=Sampling(0)).tokens.codes
+    for sampling in (Sampling(0), Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(min_p=1)):
+        assert torch.equal(music.continue_(prompt(), 0.2, seed=2, sampling=sampling).tokens.codes, greedy)
 
 
 def test_refuses_another_codec_and_prompts_that_do_not_fit(run):
@@ -167,7 +185,7 @@ def test_finds_the_codec_that_the_model_names(tmp_path, monkeypatch):
 
 
 def test_says_what_is_wrong_with_a_run_folder(tmp_path):
-    with pytest.raises(XcodecLMError, match="holds no music model"):
+    with pytest.raises(XcodecLMError, match="holds no language model"):
         load_music(tmp_path / "nothing", LevelCodec())
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(XcodecLMError, match="has not finished"):
@@ -193,6 +211,20 @@ def test_continues_a_file(tmp_path, run, monkeypatch, capsys):
     assert "mixed 2 channels to mono" in said and "resampled 22050 to 16000 Hz" in said
     short = continue_file(tmp_path / "prompt.wav", run, 0.5, tmp_path / "short.wav", codec="any", prompt_s=0.4)
     assert short.prompt_frames == 20
+    made = continue_file(tmp_path / "prompt.wav", run, 2.0, tmp_path / "many.wav", codec="any", samples=2)
+    assert sf.info(tmp_path / "many-2.wav").frames == made.wav.shape[2] and not (tmp_path / "many.wav").exists()
+    assert "their last half is kept" in capsys.readouterr().err
+
+
+def test_streams_pcm(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("xcodec_lm.codec.load_codec", lambda source, device="cpu": LevelCodec(), raising=False)
+    save_audio(tmp_path / "prompt.wav", prompt()[0], 16_000)
+    chunks = []
+    written, rate = stream_file(tmp_path / "prompt.wav", run, 0.3, chunks.append, seed=5, codec="any")
+    whole = continue_file(tmp_path / "prompt.wav", run, 0.3, tmp_path / "out.wav", seed=5, codec="any").wav[0, 0]
+    pcm = np.frombuffer(b"".join(chunks), "<i2")
+    assert (written, rate) == (len(pcm), 8_000) and len(chunks) > 10
+    np.testing.assert_allclose(pcm / 32767, whole.numpy(), atol=1e-4)
 
 
 def test_refuses_files_before_it_writes(tmp_path, run, monkeypatch):

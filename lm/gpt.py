@@ -282,20 +282,3 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
             f"{path} has version {header.get('version')}; this release reads {MODEL_VERSION}", "update xcodec-lm"
         )
     return header
-
-
-def find_model(folder: str | Path) -> Path:
-    """The model folder of a run folder or model folder.
-
-    Raises:
-        XcodecLMError: there is none.
-    """
-    folder = Path(folder)
-    for candidate in (folder / "model", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if (folder / "config.yaml").is_file():
-        raise XcodecLMError(
-            f"{folder} has no model/ yet: its training has not finished", "give the train command again"
-        )
-    raise XcodecLMError(f"{folder} holds no language model", "give a run folder, or its model/")

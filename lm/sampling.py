@@ -66,7 +66,7 @@ class Sampling:
         _check_whole("repetition-window", self.repetition_window, 1, "repetition-penalty 1 turns the penalty off")
         _check("cfg-scale", self.cfg_scale, 0 <= self.cfg_scale < float("inf"), "a number from 0", "1 turns it off")
         for entry in self.books:
-            if len(entry) != 3 or entry[0] != int(entry[0]) or entry[0] < 0:
+            if len(entry) != 3 or entry[0] < 0 or entry[0] % 1:
                 raise UsageError(f"books must hold (book, name, value), got {entry!r}", "books count from 0")
             if entry[1] not in _BOOK_SETTINGS:
                 raise UsageError(
@@ -104,7 +104,7 @@ def _check(name: str, value: float, fits: bool, what: str, hint: str) -> None:
 
 
 def _check_whole(name: str, value: float, least: int, hint: str) -> None:
-    _check(name, value, value >= least and value == int(value), f"a whole number from {least}", hint)
+    _check(name, value, value >= least and value % 1 == 0, f"a whole number from {least}", hint)
 
 
 def row_noise(seed: int, position: int, count: int, redraw: bool = False) -> Tensor:

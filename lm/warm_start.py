@@ -9,7 +9,8 @@ import torch
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import ConfigError
-from xcodec_lm.lm.gpt import GPT, find_model, read_model_config
+from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.lm.load import find_model
 
 
 @torch.no_grad()

@@ -18,7 +18,18 @@ from typing import Any
 import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.commands import codec, codec_eval, codec_stream, common, convert, data, general, hubert, music
+from xcodec_lm.tasks.commands import (
+    codec,
+    codec_eval,
+    codec_stream,
+    common,
+    convert,
+    data,
+    export,
+    general,
+    hubert,
+    music,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,6 +183,7 @@ COMMANDS: dict[str, Command] = {
     "hubert probe": Command(hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
+    "export": Command(export.export, "a language model as a folder for transformers, vLLM or SGLang"),
     "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),
 }
 

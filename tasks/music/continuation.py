@@ -20,8 +20,9 @@ from xcodec_lm.codec.tokens import AudioTokenizer, AudioTokens, TokenSpec, stack
 from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
 from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.lm.engine import Engine, continue_codes
-from xcodec_lm.lm.gpt import GPT, find_model, read_model_config
-from xcodec_lm.lm.layouts import Layout, layout_from
+from xcodec_lm.lm.gpt import GPT
+from xcodec_lm.lm.layouts import Layout
+from xcodec_lm.lm.load import find_model, load_lm
 from xcodec_lm.lm.precision import Precision, in_precision
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
@@ -210,27 +211,14 @@ def load_music(
         TokenError: the codec is not the one whose tokens the model speaks.
     """
     model_folder = find_model(folder)
-    header = read_model_config(model_folder)
-    facts = header.get("codec")
-    if not isinstance(facts, dict) or "spec" not in facts:
-        raise XcodecLMError(
-            f"{model_folder / 'config.json'} names no codec", "export the model with the trainer of music train"
-        )
-    spec = TokenSpec.from_dict(facts["spec"])
-    model = GPT.from_pretrained(model_folder, device)
-    layout = layout_from(model.config.layout, spec)
-    if model.vocab_size != layout.vocabulary.size:
-        raise XcodecLMError(
-            f"{model_folder} has {model.vocab_size} ids, but its layout of the codec's tokens {layout.vocabulary.size}",
-            "its config.json was changed; export the model again",
-        )
+    loaded = load_lm(model_folder, device)
     if codec is None:
-        codec = _named_codec(model_folder, facts.get("path"))
+        codec = _named_codec(model_folder, loaded.facts.get("path"))
     if isinstance(codec, (str, Path)):
         from xcodec_lm.codec import load_codec
 
         codec = load_codec(codec, device=device)
-    return MusicModel(in_precision(model, precision), layout, codec, spec)
+    return MusicModel(in_precision(loaded.model, precision), loaded.layout, codec, loaded.spec)
 
 
 def store_of(run: str | Path) -> Path:

@@ -301,6 +301,23 @@ class Layout:
         codes[..., rows, times] = (ids - firsts)[..., held]
         return codes
 
+    def forced(self, codes: Tensor) -> Tensor:
+        """What is certain of a grid before anything is predicted: cells that hold nothing, and codes that are given.
+
+        Args:
+            codes: (R, T) codes of the carried rows; negative where they are not known.
+
+        Returns:
+            (S, W) ids of the grid without eos; -1 where a code is to be predicted. Without pad, empty cells are 0.
+        """
+        plan = self.plan(codes.shape[1], end=False)
+        if not codes.shape[1]:
+            return torch.zeros(0, self.width, dtype=torch.int64)
+        held = codes.cpu().long()[plan.rows.clip(0), plan.times.clip(0)]
+        ids = torch.where(held >= 0, held + self._firsts(plan), -1)
+        special = torch.from_numpy(self._specials(plan))
+        return torch.where(special >= 0, special, ids)
+
     def resume(self, codes: Tensor) -> tuple[Tensor, Tensor, int]:
         """How a prompt stands in a grid that goes on behind it.
 
@@ -312,21 +329,14 @@ class Layout:
             that has something to predict.
         """
         codes = self.carried(codes)
-        given = codes.shape[-1]
-        chunk = self.chunk if self.name == "coarse_first" else 0
-        beyond = given + max(self.delays, default=0) + self.width + max(chunk, 1)
-        plan = self.plan(-(-beyond // chunk) * chunk if chunk else beyond, end=False)
-        known = (plan.times < given) & (plan.rows >= 0)
-        open_steps = ((plan.rows >= 0) & ~known).any(axis=1).nonzero()[0]
-        held = known.any(axis=1).nonzero()[0]
-        count, following = (int(held[-1]) + 1 if len(held) else 0), int(open_steps[0])
-        rows, times = plan.rows[:count].clip(0), plan.times[:count].clip(0, max(given - 1, 0))
-        if not count:
-            return torch.zeros(0, self.width, dtype=torch.int64), torch.zeros(0, self.width, dtype=torch.bool), 0
-        ids = codes.cpu()[rows, times] + self._firsts(plan)[:count]
-        certain = torch.from_numpy(known[:count] | (plan.rows[:count] == FILLER))
-        filled = torch.from_numpy(known[:count])
-        return torch.where(filled, ids, self.vocabulary.pad or 0), certain, following
+        given, unit = codes.shape[-1], self.chunk or 1
+        beyond = given + max(self.delays, default=0) + self.width + unit
+        known_codes = torch.nn.functional.pad(codes.cpu(), (0, -(-beyond // unit) * unit - given), value=-1)
+        plan, ids = self.plan(known_codes.shape[1], end=False), self.forced(known_codes)
+        prompt = ((plan.times < given) & (plan.rows >= 0)).any(axis=1).nonzero()[0]
+        count = int(prompt[-1]) + 1 if len(prompt) else 0
+        following = int((ids < 0).any(dim=1).nonzero()[0])
+        return torch.where(ids < 0, self.vocabulary.pad or 0, ids)[:count], (ids >= 0)[:count], following
 
     def tables(self, plan: Plan) -> np.ndarray:
         """(S, W) table of the vocabulary that each cell's id comes from; 0 where it holds no code."""

@@ -114,6 +114,7 @@ def test_law_4_frames_are_ready_when_their_steps_are_done(layout, frames, data):
 def test_law_5_a_prompt_stands_as_in_the_whole(layout, given_frames, more, seed):
     codes = random_codes(layout, given_frames + more, seed)
     assume(not (layout.name == "coarse_first" and not layout.chunk))  # one chunk depends on the whole length
+    more += -(given_frames + more) % (layout.chunk or 1)  # as a last chunk that is not full does
     whole, plan = layout.pack(codes), layout.plan(given_frames + more, end=False)
     ids, known, following = layout.resume(codes[:, :given_frames])
     within = ids[: len(whole)]
@@ -123,6 +124,19 @@ def test_law_5_a_prompt_stands_as_in_the_whole(layout, given_frames, more, seed)
         assert taken.sum() == given_frames * len(layout.books)
     first_open = ((plan.rows >= 0) & (plan.times >= given_frames)).any(axis=1).nonzero()[0][0]
     assert following == first_open
+
+
+@laws
+@given(layouts(), st.integers(1, 8), st.integers(0, 99))
+def test_forced_cells_are_those_of_the_whole_grid(layout, frames, seed):
+    codes = random_codes(layout, frames, seed)[list(layout.books)]
+    whole = layout.forced(codes)
+    full = torch.zeros(max(layout.books) + 1, frames, dtype=torch.int64)
+    full[list(layout.books)] = codes
+    assert torch.equal(whole, layout.pack(full))
+    hidden = codes.masked_fill(torch.rand(codes.shape, generator=torch.Generator().manual_seed(seed)) < 0.5, -1)
+    ids = layout.forced(hidden)
+    assert (ids < 0).sum() == (hidden < 0).sum() and torch.equal(ids[ids >= 0], whole[ids >= 0])
 
 
 @laws

@@ -214,12 +214,13 @@ class GPT(nn.Module):
 
         return to_transformers(self)
 
-    def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None, half: bool = False) -> None:
         """Writes `model.safetensors` and `config.json`.
 
         Args:
             folder: made if it does not exist.
             extra: JSON values for config.json, such as the codec whose tokens the model speaks.
+            half: in half precision, for a model that ships.
 
         Raises:
             XcodecLMError: the folder cannot be written.
@@ -227,7 +228,8 @@ class GPT(nn.Module):
         folder = Path(folder)
         header = {"model_type": MODEL_TYPE, "version": MODEL_VERSION, "model": configs.to_dict(self.config)}
         header |= {"vocab_size": self.vocab_size, "prefix": self.prefix, **(extra or {})}
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        dtype = torch.float16 if half else torch.float32
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(weights, folder / "model.tmp", metadata={"format": "pt"})
@@ -249,7 +251,8 @@ class GPT(nn.Module):
         with torch.device("meta"):  # no time for initial weights that the file replaces
             model = GPT(config, int(header["vocab_size"]), int(header.get("prefix", 0)))
         try:
-            model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+            weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+            model.load_state_dict(weights, assign=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise XcodecLMError(
                 f"{folder}: the weights cannot be loaded: {error}", "train or export the model again"

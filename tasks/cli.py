@@ -184,6 +184,7 @@ COMMANDS: dict[str, Command] = {
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
     "export": Command(export.export, "a language model as a folder for transformers, vLLM or SGLang"),
+    "music card": Command(music.music_card, "a run as a model folder for others: half precision, card, provenance"),
     "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),
 }
 

@@ -16,6 +16,7 @@ from xcodec_lm.tasks.commands.common import (
     Result,
     load_codec_for,
     note,
+    read_text,
     say_conversions,
     train_command,
 )
@@ -153,13 +154,7 @@ def codec_card(
     from xcodec_lm.tasks.report.card import codec_card as make_card
     from xcodec_lm.tasks.report.card import write_card
 
-    texts = []
-    for path in (evaluation, notes):
-        try:
-            texts.append("" if path is None else path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise XcodecLMError(f"cannot read {path}: {error.strerror}") from None
-    text, data = make_card(run, *texts)
+    text, data = make_card(run, *(read_text(path) for path in (evaluation, notes)))
     codec = load_codec(run)
     if codec.has_semantics:  # where its author kept the teacher helps nobody; the new folder stands for it
         codec.semantic_config = replace(codec.semantic_config, teacher=out.resolve().name)

@@ -185,3 +185,15 @@ def say_conversions(path: Path, conversions: tuple[str, ...]) -> None:
     """Tells the user how a recording was converted on reading."""
     if conversions:
         note(f"{path}: {', '.join(conversions)}")
+
+
+def read_text(path: Path | None) -> str:
+    """The text of a file that goes into a card; nothing without one.
+
+    Raises:
+        XcodecLMError: it cannot be read.
+    """
+    try:
+        return "" if path is None else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise XcodecLMError(f"cannot read {path}: {error.strerror}") from None

@@ -9,13 +9,14 @@ from typing import Literal
 from tyro.conf import Positional
 
 from xcodec_lm.codec.runtime.progress import say
-from xcodec_lm.configs.errors import UsageError
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.commands.common import (
     Device,
     OutFile,
     OutOption,
     Result,
     device_of,
+    read_text,
     train_command,
 )
 
@@ -121,3 +122,32 @@ def music_eval(
         Sampling(temperature, top_k, top_p),
     )  # fmt: skip
     return Result(format_music(data), data)
+
+
+def music_card(
+    run: Positional[Path], /, out: OutFile, evaluation: Path | None = None, notes: Path | None = None
+) -> Result:
+    """Writes a music model's folder for others: half precision, a card, and what it was trained on.
+
+    Args:
+        run: finished run of music train, on tokens of a codec that others have: a shipped name or a hub id.
+        out: folder to write; its name becomes the model's.
+        evaluation: what `music eval` printed, to go into the card.
+        notes: Markdown about limits, to go into the card.
+    """
+    from xcodec_lm.lm.load import find_model, load_lm
+    from xcodec_lm.lm.shards import TokenStore
+    from xcodec_lm.tasks.music.continuation import store_of
+    from xcodec_lm.tasks.report.card import music_card as make_card
+    from xcodec_lm.tasks.report.card import write_card
+
+    text, data = make_card(run, *(read_text(path) for path in (evaluation, notes)))
+    loaded, codec = load_lm(find_model(run)), TokenStore.open(store_of(run)).codec
+    if codec is None or Path(codec).exists():
+        raise XcodecLMError(
+            f"{run} speaks the tokens of {codec}, a folder that others do not have", "tokenize with a shipped codec"
+        )
+    loaded.model.save_pretrained(out, {"codec": {**loaded.facts, "path": codec}}, half=True)
+    write_card((text.replace(f"# {run.resolve().name}\n", f"# {out.resolve().name}\n", 1), data), out)
+    size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    return Result(f"{out}: {size / 1e6:.2f} MB", {"folder": str(out), "bytes": size})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,28 @@ def provenance(manifests: Iterable[str | Path], split: str = "train") -> list[di
     for manifest in manifests:
         path = Path(manifest)
         clips = [clip for clip in read_manifest(path) if (clip.split or "train") == split]
-        entries.append(
-            {
-                "manifest": path.name,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "ids_sha256": hash_ids(clip.id for clip in clips),
-                "rows": len(clips),
-                "minutes": round(sum(clip.duration_s for clip in clips) / 60, 1),
-                "licences": dict(Counter(str(clip.row.get("licence", "not stated")) for clip in clips).most_common()),
-                "sources": dict(Counter(str(clip.row.get("source", "not stated")) for clip in clips).most_common()),
-                **{unit: sorted({str(clip.row[unit]) for clip in clips if clip.row.get(unit)}) for unit in UNITS},
-            }
-        )
+        rows = [{**clip.row, "id": clip.id, "duration": clip.duration_s} for clip in clips]
+        entry = describe_rows(path.name, rows)
+        entries.append({"manifest": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **entry})
     return entries
+
+
+def describe_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What manifest rows hold, in the terms of `provenance`.
+
+    Args:
+        name: of the manifest or token store.
+        rows: with `id` and `duration`.
+    """
+    return {
+        "manifest": name,
+        "ids_sha256": hash_ids(str(row["id"]) for row in rows),
+        "rows": len(rows),
+        "minutes": round(sum(float(row["duration"]) for row in rows) / 60, 1),
+        "licences": dict(Counter(str(row.get("licence", "not stated")) for row in rows).most_common()),
+        "sources": dict(Counter(str(row.get("source", "not stated")) for row in rows).most_common()),
+        **{unit: sorted({str(row[unit]) for row in rows if row.get(unit)}) for unit in UNITS},
+    }
 
 
 def hash_ids(ids: Iterable[str]) -> str:

@@ -27,6 +27,9 @@ from xcodec_lm.lm.precision import Precision, in_precision
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""Shipped language models."""
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -201,7 +204,7 @@ def load_music(
     """A trained music model with its codec.
 
     Args:
-        folder: a run folder, or the model folder in it.
+        folder: a run folder, the model folder in it, or the name of a shipped model.
         codec: the codec, or its folder or name; without it, the one that the model's config.json names.
         device: where both go.
         precision: of the language model, see `lm.precision`; the codec stays in fp32.
@@ -210,7 +213,8 @@ def load_music(
         XcodecLMError: no model there, or no codec to be found.
         TokenError: the codec is not the one whose tokens the model speaks.
     """
-    model_folder = find_model(folder)
+    shipped = PRETRAINED / str(folder)
+    model_folder = shipped if not Path(folder).exists() and shipped.is_dir() else find_model(folder)
     loaded = load_lm(model_folder, device)
     if codec is None:
         codec = _named_codec(model_folder, loaded.facts.get("path"))

@@ -1,4 +1,4 @@
-"""Model cards: what a codec is, what it was trained on, by which command, and how well it does."""
+"""Model cards: what a codec or language model is, what it was trained on, by which command, and how well it does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from xcodec_lm.codec.load import read_config
 from xcodec_lm.codec.runtime.run import read_metrics
 from xcodec_lm.configs import CodecTrainConfig
 from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.tasks.data.provenance import provenance
+from xcodec_lm.configs.lm import LMTrainConfig
+from xcodec_lm.lm.load import find_model, load_lm
+from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.tasks.data.provenance import describe_rows, provenance
 
 
 def codec_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dict[str, Any]]:
@@ -37,7 +40,6 @@ def codec_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
     model, rows = config.model, read_metrics(run)
     losses = next((row for row in reversed(rows) if "mel" in row), {})
     frame_rate = model.sample_rate / model.hop_samples
-    licences = sum((Counter(entry["licences"]) for entry in data), Counter())
     lines = [
         f"# {block['name']}",
         "",
@@ -54,6 +56,54 @@ def codec_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
         + ", ".join(f"{key} {value:.3g}" for key, value in losses.items() if key in ("mel", "stft", "semantic"))
         + ".",
         "",
+        *_data_lines(data),
+    ]
+    return _finish(lines, evaluation, notes), {"command": _command(run), "data": data}
+
+
+def music_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dict[str, Any]]:
+    """The card of a music model's run.
+
+    Args:
+        run: a run folder of `music train` that has finished.
+        evaluation: the printed result of `music eval`.
+        notes: Markdown about limits and intended use.
+
+    Returns:
+        Markdown, and the provenance of the training data for a file beside it.
+
+    Raises:
+        XcodecLMError: the run has not finished, or its token store is gone.
+    """
+    loaded = load_lm(find_model(run))
+    config = configs.load(run, LMTrainConfig)
+    store = TokenStore.open(config.data.tokens)
+    rows = [store.rows[index] for index in store.split("train")]
+    data = [describe_rows(store.folder.name, rows)]
+    losses = next((row for row in reversed(read_metrics(run)) if "loss" in row), {})
+    model, layout = config.model, config.model.layout
+    lines = [
+        f"# {run.resolve().name}",
+        "",
+        f"A music language model over the tokens of {loaded.spec.name} (fingerprint `{loaded.spec.fingerprint}`): "
+        f"{model.arch}, {model.layers} layers of {model.dim}, {loaded.model.parameter_count() / 1e6:.2f} M parameters; "
+        f"layout {layout.name} of {layout.n_q} codebooks, block {model.block}.",
+        "",
+        "## Training",
+        "",
+        f"    {_command(run)}",
+        "",
+        f"{config.optim.steps} steps of {config.data.batch_codes} codes, seed {config.run.seed}; training loss at the "
+        f"end {losses.get('bits', float('nan')):.2f} bits a code.",
+        "",
+        *_data_lines(data),
+    ]
+    return _finish(lines, evaluation, notes), {"command": _command(run), "data": data}
+
+
+def _data_lines(data: list[dict[str, Any]]) -> list[str]:
+    licences = sum((Counter(entry["licences"]) for entry in data), Counter())
+    return [
         "## Data",
         "",
         "Only rows with `split: train`. `provenance.json` lists speakers, pieces, recordings and hashes.",
@@ -66,11 +116,14 @@ def codec_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
         "",
         "Sources: " + ", ".join(sorted({source for entry in data for source in entry["sources"]})) + ".",
     ]
+
+
+def _finish(lines: list[str], evaluation: str, notes: str) -> str:
     if evaluation:
         lines += ["", "## Measured on recordings that no part was trained on", "", "```", evaluation.rstrip(), "```"]
     if notes:
         lines += ["", "## Limits", "", notes.strip()]
-    return "\n".join(lines) + "\n", {"command": _command(run), "data": data}
+    return "\n".join(lines) + "\n"
 
 
 def write_card(card: tuple[str, dict[str, Any]], folder: Path) -> None:

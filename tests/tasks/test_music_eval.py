@@ -127,3 +127,25 @@ def test_command(scene, cli, tmp_path):
     code, out, err = cli("music", "eval", scene / "run", melodies, "-o", tmp_path / "sets", *sizes, "--json")
     assert code == 0, err
     assert json.loads(out)["sets"]["prompts"] == 1 and (tmp_path / "sets/continuation/000.flac").is_file()
+
+
+def test_a_card_and_a_folder_of_half_precision_that_loads_by_name(scene, cli, tmp_path, monkeypatch):
+    (tmp_path / "figures.txt").write_text("bits per second 900")
+    code, _, err = cli(
+        "music", "card", scene / "run", "-o", tmp_path / "shipped" / "small", "--evaluation", tmp_path / "figures.txt"
+    )
+    assert code == 0, err
+    folder = tmp_path / "shipped" / "small"
+    card, facts = (folder / "README.md").read_text(), json.loads((folder / "provenance.json").read_text())
+    assert "# small" in card and "bits per second 900" in card and "baseline-tiny" in card
+    assert facts["data"][0]["rows"] == 6 and facts["data"][0]["ids_sha256"]
+    monkeypatch.setattr("xcodec_lm.tasks.music.continuation.PRETRAINED", tmp_path / "shipped")
+    shipped, trained = load_music("small"), load_music(scene / "run")
+    for (name, half), (_, whole) in zip(
+        shipped.model.named_parameters(), trained.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(half, whole, atol=1e-3, rtol=1e-3, msg=name)
+        assert half.dtype == torch.float32
+    size = (folder / "model.safetensors").stat().st_size
+    assert size < 0.6 * (scene / "run/model/model.safetensors").stat().st_size
+    assert cli("music", "card", scene / "run", "-o", tmp_path / "x", "--notes", tmp_path / "none")[0] == 1

@@ -111,7 +111,7 @@ class Crops:
         for _ in range(CROP_DRAWS):
             start = int(torch.rand((), generator=rng).item() * (wav.shape[1] - self.samples + 1))
             crops.append(wav[:, start : start + self.samples])
-            if crops[-1].square().mean().sqrt() >= QUIET:
+            if not self.config.skip_silence or crops[-1].square().mean().sqrt() >= QUIET:
                 break
         return max(crops, key=lambda crop: crop.square().mean().item()) * self.config.gain
 

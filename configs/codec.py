@@ -104,6 +104,9 @@ class CodecDataConfig:
     """Seconds of audio in one optimizer step, over all devices."""
     micro_batch_s: float = 24.0
     """Seconds of audio that one device takes at once; the rest is accumulated."""
+    skip_silence: bool = True
+    """Look for another crop where one is below -60 dB. At first silence teaches little; the last steps of a run that is
+    started from another should see it, or quiet passages come out too loud."""
     gain: float = 0.95
     """Factor on every training crop."""
     eval_clips: int = 16

@@ -167,10 +167,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command(general.demo, "the whole path in one command, with a report to listen to"),
     "presets": Command(general.presets, "ls, show NAME or cp NAME: configurations to start from"),
-    "data scan": Command(data.data_scan, "list a folder's recordings in a manifest"),
+    "data scan": Command(data.data_scan, "list the recordings of a folder or a corpus in a manifest"),
     "data check": Command(data.data_check, "find everything that is wrong with a manifest"),
     "data synth": Command(data.data_synth, "make a small corpus of music, sounds and speech"),
     "data tokenize": Command(data.data_tokenize, "encode a manifest into a token store"),
+    "data stats": Command(data.data_stats, "hours, tokens and code entropy of a token store"),
     "codec train": Command(codec.codec_train, "train X-Codec or its twin", parses=True),
     "codec eval": Command(codec_eval.codec_eval, "quality of reconstructions; --against: beside the twin's"),
     "codec encode": Command(codec.codec_encode, "audio file to .tokens"),

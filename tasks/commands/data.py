@@ -19,34 +19,50 @@ from xcodec_lm.tasks.commands.common import (
 
 
 def data_scan(
-    folder: Positional[Path],
+    source: Positional[Path],
     /,
     out: Annotated[Path | None, arg(aliases=("-o",))] = None,
+    format: Literal["auto", "folder", "librispeech", "libritts", "musdb18", "kaldi", "jsonl", "datasets"] = "auto",
     dev: float = 0.05,
     test: float = 0.05,
     split_by: Literal["file", "folder"] = "file",
+    keys: tuple[str, ...] = (),
 ) -> tuple[Result, PartialError | None]:
-    """Lists a folder's recordings in a manifest.
+    """Lists a folder's or a corpus's recordings in a manifest.
 
     Args:
-        folder: searched with its subfolders.
-        out: the manifest to write; default FOLDER/manifest.jsonl.
-        dev: fraction of recordings for validation.
-        test: fraction for testing.
-        split_by: keep files, or whole folders (one speaker or piece each), in one split.
+        source: a folder, searched with its subfolders; a JSON-lines file; or a Hugging Face dataset, NAME[:CONFIG].
+        out: the manifest to write; default SOURCE/manifest.jsonl.
+        format: layout of the source; auto finds out and says which.
+        dev: fraction of recordings for validation, where the source has no splits of its own.
+        test: fraction for testing, likewise.
+        split_by: of plain folders: keep files, or whole folders (one speaker or piece each), in one split.
+        keys: for jsonl and datasets, where the usual names do not fit: OURS=THEIRS, such as audio=my_path text=words.
     """
-    from xcodec_lm.tasks.data.scan import scan
+    from xcodec_lm.tasks.data.sources import scan_source
 
-    out = out or folder / "manifest.jsonl"
-    found = scan(folder, out, dev=dev, test=test, split_by=split_by)
+    wrong = [pair for pair in keys if not all(pair.partition("="))]
+    if wrong:
+        raise UsageError(f"--keys {wrong[0]} is no OURS=THEIRS", "such as --keys audio=my_path text=words")
+    if out is None and not source.is_dir():
+        out = source.with_suffix(".manifest.jsonl") if source.is_file() else None
+        if out is None and format == "datasets":
+            raise UsageError("a dataset by name needs a place for its manifest", "give it: --out FILE.jsonl")
+    out = out or source / "manifest.jsonl"
+    renamed = dict(pair.split("=", 1) for pair in keys)
+    taken, found = scan_source(source, out, format, dev=dev, test=test, split_by=split_by, keys=renamed)
+    if format == "auto":
+        note(f"{source} was read as {taken}; --format takes it as another")
     for path, why in found.unreadable.items():
         note(f"{path}: {why}")
     result = Result(
         f"{out}: {len(found.rows)} recordings, {found.duration_s / 60:.1f} min",
         {
             "manifest": str(out),
+            "format": taken,
             "recordings": len(found.rows),
             "seconds": found.duration_s,
+            "splits": found.splits,
             "unreadable": found.unreadable,
         },
     )
@@ -110,8 +126,14 @@ def data_tokenize(
     codec: str = DEFAULT_CODEC,
     n_q: int | None = None,
     device: Device = "auto",
+    workers: int = 2,
+    rank: int | None = None,
+    world: int | None = None,
 ) -> tuple[Result, PartialError | None]:
     """Encodes manifests into a token store; a restart skips what is done.
+
+    Several processes, also on machines that share a folder, fill one store: give each its --rank and the same --world,
+    or start them with torchrun.
 
     Args:
         manifests: JSON lines.
@@ -119,14 +141,64 @@ def data_tokenize(
         out: the store, a folder.
         n_q: layers to keep; all by default.
         device: where to compute.
+        workers: threads that read and resample recordings while others are being encoded.
+        rank: which of several processes this is, from 0; default: torchrun's RANK, else 0.
+        world: how many they are; default: torchrun's WORLD_SIZE, else 1.
     """
-    from xcodec_lm.tasks.data.tokenize import tokenize
+    import os
+
+    from xcodec_lm.tasks.data.tokenize import processes, sum_over_processes, tokenize
 
     if not manifests:
         raise UsageError("data tokenize needs at least one manifest")
-    done = tokenize(list(manifests), load_codec_for(codec, device), out, n_q=n_q, codec_path=Path(codec))
-    result = Result(
-        f"{out}: {done.done} recordings encoded, {done.skipped} already there, {done.failed} failed",
-        {"store": str(out), "done": done.done, "skipped": done.skipped, "failed": done.failed},
+    launched = rank is None and "MASTER_ADDR" in os.environ
+    rank, world = processes(rank, world)
+    if launched and device != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    done = tokenize(
+        list(manifests),
+        load_codec_for(codec, device),
+        out,
+        n_q=n_q,
+        codec_path=Path(codec),
+        workers=workers,
+        rank=rank,
+        world=world,
     )
-    return result, PartialError(f"{done.failed} recordings failed; see {out / 'failed.jsonl'}") if done.failed else None
+    if launched and world > 1:
+        done = sum_over_processes(done)
+    result = Result(
+        f"{out}: {done.done} recordings encoded, {done.skipped} already there, {done.failed} failed; "
+        f"{done.audio_s / 3600:.3g} h of audio at {done.speed:.3g} x real time",
+        {
+            "store": str(out),
+            "done": done.done,
+            "skipped": done.skipped,
+            "failed": done.failed,
+            "audio_s": done.audio_s,
+            "x_real_time": done.speed,
+            "rank": rank,
+            "world": world,
+        },
+    )
+    if not done.failed:
+        return result, None
+    listed = out / ("failed.jsonl" if world == 1 else "failed*.jsonl")
+    return result, PartialError(f"{done.failed} recordings failed; see {listed}")
+
+
+def data_stats(stores: Positional[tuple[Path, ...]], /) -> Result:
+    """Hours, recordings and tokens of token stores, entropy of their codebooks, and recordings that repeat others.
+
+    Args:
+        stores: folders that data tokenize made.
+    """
+    from xcodec_lm.tasks.data.stats import as_dict, as_text, stats
+
+    if not stores:
+        raise UsageError("data stats needs at least one token store")
+    found = [stats(store) for store in stores]
+    return Result("\n\n".join(map(as_text, found)), [as_dict(one) for one in found])

@@ -78,8 +78,7 @@ def scan(
         XcodecLMError: not a folder, no readable audio in it, or the manifest cannot be written.
     """
     folder, out = Path(folder), Path(out)
-    if min(dev, test) < 0 or not dev + test < 1:
-        raise UsageError(f"dev {dev} and test {test} must be shares of 0 or more that leave something for train")
+    check_shares(dev, test)
     if split_by not in ("file", "folder"):
         raise UsageError(f"split_by must be file or folder, got {split_by!r}")
     if not folder.is_dir():
@@ -96,22 +95,17 @@ def scan(
             audio.append(path)
     names = _ids([path.relative_to(folder) for path in audio])
     for path, name in track(zip(audio, names, strict=True), "scan", len(audio)):
-        try:
-            str(path).encode()
-            info = sf.info(path)
-        except UnicodeEncodeError:
-            unreadable[str(path).encode(errors="backslashreplace").decode()] = "its name is not valid UTF-8; rename it"
+        info = read_header(path)
+        if isinstance(info, str):
+            unreadable[str(path).encode(errors="backslashreplace").decode()] = info
             continue
-        except (sf.LibsndfileError, RuntimeError, OSError) as error:
-            unreadable[str(path)] = f"not readable as audio: {str(error).rstrip('.')}"
-            continue
-        duration = info.frames / info.samplerate
-        if not 0 < duration < LONGEST_S:
-            unreadable[str(path)] = "it has no samples" if info.frames <= 0 else "its header states no length"
-            continue
-        row: dict[str, Any] = {"id": name, "audio": relative_audio(path, out), "duration": round(duration, 6)}
+        row: dict[str, Any] = {
+            "id": name,
+            "audio": relative_audio(path, out),
+            "duration": round(info.frames / info.samplerate, 6),
+        }
         if dev or test:
-            row["split"] = _split(str(Path(name).parent) if split_by == "folder" else name, dev, test)
+            row["split"] = split_of(str(Path(name).parent) if split_by == "folder" else name, dev, test)
         rows.append(row | {"sample_rate": info.samplerate, "channels": info.channels})
     if not rows:
         first = next(iter(unreadable.items()), None)
@@ -119,6 +113,30 @@ def scan(
         raise XcodecLMError(f"{folder} holds no audio that can be read{why}", "WAV, FLAC, OGG and MP3 files are read")
     write_manifest(rows, out)
     return ScanResult(out, rows, unreadable, ignored)
+
+
+def read_header(path: Path) -> Any:
+    """soundfile's info of a recording, or in words why it cannot be used."""
+    try:
+        str(path).encode()
+        info = sf.info(path)
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8; rename it"
+    except (sf.LibsndfileError, RuntimeError, OSError) as error:
+        return f"not readable as audio: {str(error).rstrip('.')}"
+    if not 0 < info.frames / info.samplerate < LONGEST_S:
+        return "it has no samples" if info.frames <= 0 else "its header states no length"
+    return info
+
+
+def check_shares(dev: float, test: float) -> None:
+    """Refuses shares of dev and test that leave nothing for train.
+
+    Raises:
+        UsageError: they are no shares.
+    """
+    if min(dev, test) < 0 or not dev + test < 1:
+        raise UsageError(f"dev {dev} and test {test} must be shares of 0 or more that leave something for train")
 
 
 def _walk(folder: Path, unreadable: dict[str, str]) -> Iterator[Path]:
@@ -149,6 +167,7 @@ def _ids(paths: list[Path]) -> list[str]:
     return ids
 
 
-def _split(key: str, dev: float, test: float) -> str:
+def split_of(key: str, dev: float, test: float) -> str:
+    """The split of a recording, or of all that share a key; it depends on nothing but the key."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "test" if place < test else "dev" if place < test + dev else "train"

@@ -124,7 +124,7 @@ def test_refuses_folders_that_are_no_store(tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("store.json", lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
+        ("store.json", lambda text: text.replace('"version": 2', '"version": 9'), "version 9"),
         ("store.json", lambda text: text[:40], "cannot be read"),
         ("rows.jsonl", lambda text: text.replace("frames", "frame", 1), "line 1 is damaged"),
     ],
@@ -154,3 +154,31 @@ def test_remembers_the_codec_relative_to_itself(tmp_path):
     assert TokenStore.open(tmp_path / "t").codec == "someone/a-codec"
     fill(tmp_path / "u", "a")
     assert TokenStore.open(tmp_path / "u").codec is None
+
+
+def test_reads_a_store_of_version_1(tmp_path):
+    fill(tmp_path / "s", "cab")
+    header, rows = tmp_path / "s" / "store.json", tmp_path / "s" / "rows.jsonl"
+    header.write_text(header.read_text().replace('"version": 2', '"version": 1'))
+    old = [json.loads(line) for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "index"}) + "\n" for line in old))
+    store = TokenStore.open(tmp_path / "s")
+    assert [row["id"] for row in store.rows] == ["c", "a", "b"]
+    fill(tmp_path / "s", "cabd")
+    assert [row["id"] for row in TokenStore.open(tmp_path / "s").rows] == ["c", "a", "b", "d"]
+    assert json.loads(header.read_text())["version"] == 2
+    for index, name in enumerate("cabd"):
+        np.testing.assert_array_equal(TokenStore.open(tmp_path / "s").codes(index), codes(5 + ord(name), ord(name)))
+
+
+def test_rows_are_a_sequence_and_lengths_their_frames(tmp_path):
+    fill(tmp_path / "s", "abcde")
+    store = TokenStore.open(tmp_path / "s")
+    assert store.lengths.tolist() == [row["frames"] for row in store.rows] == [102, 103, 104, 105, 106]
+    assert store.lengths.dtype == np.int64
+    assert store.rows[-1]["id"] == "e" and [row["id"] for row in store.rows[1:3]] == ["b", "c"]
+    np.testing.assert_array_equal(store.codes(-1), store.codes(4))
+    with pytest.raises(IndexError):
+        store.rows[5]
+    with pytest.raises(ValueError, match="read-only"):
+        store.codes(0)[0] = 1

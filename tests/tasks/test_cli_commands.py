@@ -177,7 +177,7 @@ def test_data_commands_chain(cli, write_wav, twin_folder, tmp_path):
     code, out, _ = cli(*arguments)
     assert code == 0 and "3 recordings encoded, 0 already there, 0 failed" in out
     code, out, _ = cli(*arguments, "--json")
-    assert code == 0 and json.loads(out) == {"store": str(store), "done": 0, "skipped": 3, "failed": 0}
+    assert code == 0 and {"store": str(store), "done": 0, "skipped": 3, "failed": 0}.items() <= json.loads(out).items()
 
 
 def test_tokenize_says_a_conversion_once(cli, write_wav, twin_folder, tmp_path):

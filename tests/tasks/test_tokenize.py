@@ -124,11 +124,11 @@ def test_a_batch_cut_in_the_middle_is_encoded_as_a_batch_again(corpus, tmp_path,
     tokenize([corpus], Levels(), tmp_path / "whole")
     add, added = StoreWriter.add, []
 
-    def add_two(self, row, codes):
+    def add_two(self, row, codes, index):
         if len(added) == 2:
             raise KeyboardInterrupt
         added.append(row)
-        add(self, row, codes)
+        add(self, row, codes, index)
 
     monkeypatch.setattr(StoreWriter, "add", add_two)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,174 @@
+"""Manifests of corpora in their own layouts: `data scan SOURCE --format NAME`.
+
+Each format is a function from a place to recordings. What all share is here: which format a place has, the headers that
+are read for durations, splits, parts cut out of longer files, and the manifest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import soundfile as sf
+
+from xcodec_lm.codec.clips import relative_audio, write_manifest
+from xcodec_lm.codec.runtime.progress import track
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
+from xcodec_lm.tasks.data.scan import ScanResult, check_shares, read_header, scan, split_of
+from xcodec_lm.tasks.data.source_items import Item
+
+Format = Literal["auto", "folder", "librispeech", "libritts", "musdb18", "kaldi", "jsonl", "datasets"]
+
+
+def scan_source(
+    source: str | Path,
+    out: str | Path,
+    format: Format = "auto",
+    dev: float = 0.05,
+    test: float = 0.05,
+    split_by: Literal["file", "folder"] = "file",
+    keys: dict[str, str] | None = None,
+) -> tuple[Format, ScanResult]:
+    """Writes the manifest of a corpus.
+
+    Splits that a corpus has are kept. Where it has none, `dev` and `test` are shares by speaker where speakers are
+    known, else by recording.
+
+    Args:
+        source: a folder, a JSON-lines file, or the name of a Hugging Face dataset (`NAME` or `NAME:CONFIG`).
+        out: the manifest; audio that is no file of its own is written beside it.
+        format: layout of the source; `auto` finds out.
+        dev: share for the dev split, 0..1.
+        test: share for the test split, 0..1.
+        split_by: of plain folders, see `scan`.
+        keys: for JSON lines and datasets, our key -> theirs, where the usual names do not fit.
+
+    Returns:
+        The format that was taken, and what was found.
+
+    Raises:
+        UsageError: options that do not fit together.
+        XcodecLMError: the source is not of the format, or holds nothing that can be read.
+    """
+    check_shares(dev, test)
+    source, out = Path(source), Path(out)
+    if out.resolve() == source.resolve():
+        raise UsageError(f"the manifest would overwrite {source}", "name another file with --out")
+    if format == "auto":
+        format = detect(source)
+    if keys and format not in ("jsonl", "datasets"):
+        raise UsageError(f"--keys does not fit the format {format}", "it is for jsonl and datasets")
+    if format == "folder":
+        return format, scan(source, out, dev=dev, test=test, split_by=split_by)
+    return format, collect(_reader(format, out, keys or {})(source), source, out, dev, test)
+
+
+def detect(source: Path) -> Format:
+    """The format of a place on this machine.
+
+    Raises:
+        XcodecLMError: there is nothing.
+    """
+    if source.is_file():
+        return "jsonl"
+    if not source.is_dir():
+        raise XcodecLMError(
+            f"{source} is no file and no folder",
+            "give a folder or a JSON-lines file; a dataset of the Hugging Face hub needs --format datasets",
+        )
+    if (source / "wav.scp").is_file() or any(source.glob("*/wav.scp")):
+        return "kaldi"
+    if any((source / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return "datasets"
+    if any(any(source.glob(f"{split}/{what}")) for split in ("train", "test") for what in ("*/mixture.wav", "*.mp4")):
+        return "musdb18"
+    first = next(source.rglob("*.trans.txt"), None)
+    if first is not None:
+        return "librispeech"
+    return "libritts" if next(source.rglob("*.normalized.txt"), None) is not None else "folder"
+
+
+def _reader(format: Format, out: Path, keys: dict[str, str]) -> Callable[[Path], Iterator[Item]]:
+    from xcodec_lm.tasks.data import source_corpora, source_datasets, source_lists
+
+    if format == "datasets":
+        return lambda source: source_datasets.datasets_items(source, beside(out, "audio"), keys)
+    if format == "jsonl":
+        return lambda source: source_lists.jsonl_items(source, keys)
+    return {
+        "librispeech": source_corpora.librispeech_items,
+        "libritts": source_corpora.libritts_items,
+        "musdb18": source_corpora.musdb18_items,
+        "kaldi": source_lists.kaldi_items,
+    }[format]
+
+
+def beside(out: Path, what: str) -> Path:
+    """The folder for audio that belongs to a manifest and is no file of the corpus."""
+    return out.with_name(f"{out.stem}-{what}")
+
+
+def collect(items: Iterable[Item], source: Path, out: Path, dev: float, test: float) -> ScanResult:
+    """Reads the headers of recordings and writes their manifest, in the order of the ids.
+
+    Raises:
+        XcodecLMError: none can be used, two have one id, or the manifest or a part cannot be written.
+    """
+    listed = sorted(items, key=lambda item: item.id)
+    double = [name for name, count in Counter(item.id for item in listed).items() if count > 1]
+    if double:
+        raise XcodecLMError(f"{source}: {len(double)} ids are used twice, such as {double[0]!r}", "make them unique")
+    rows: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
+    for item in track(listed, "scan", len(listed)):
+        info = item.problem or (read_header(item.audio) if item.audio.is_file() else "file not found")
+        audio = item.audio
+        if not isinstance(info, str) and item.part is not None:
+            audio, info = _cut(item, info, beside(out, "parts") / f"{quote(item.id, safe='')}.wav")
+        if isinstance(info, str):
+            unreadable[item.id] = f"{item.audio}: {info}"
+            continue
+        row: dict[str, Any] = {"id": item.id, "audio": relative_audio(audio, out)}
+        row["duration"] = round(info.frames / info.samplerate, 6)
+        if item.split or dev or test:
+            row["split"] = item.split or split_of(str(item.keys.get("speaker", item.id)), dev, test)
+        taken = {key: value for key, value in item.keys.items() if key not in row and value is not None}
+        rows.append(row | taken | {"sample_rate": info.samplerate, "channels": info.channels})
+    if not rows:
+        why = f": {next(iter(unreadable.values()))}" if unreadable else ""
+        raise XcodecLMError(
+            f"{source}: none of {len(listed)} recordings can be used{why}", "WAV, FLAC, OGG and MP3 files are read"
+        )
+    write_manifest(rows, out)
+    return ScanResult(out, rows, unreadable)
+
+
+def _cut(item: Item, info: Any, path: Path) -> tuple[Path, Any]:
+    """Writes the part of a file that an item is, sample for sample.
+
+    Returns:
+        The file with that part, and its header or why it cannot be cut.
+    """
+    start_s, stop_s = item.part or (0.0, None)
+    start = round(start_s * info.samplerate)
+    stop = info.frames if stop_s is None or stop_s < 0 else min(round(stop_s * info.samplerate), info.frames)
+    if (start, stop) == (0, info.frames):
+        return item.audio, info
+    if not 0 <= start < stop:
+        length_s = info.frames / info.samplerate
+        return item.audio, f"the part from {start_s:g} s to {stop_s} s is not within its {length_s:g} s"
+    exact = info.subtype.startswith("PCM") and sf.check_format("WAV", info.subtype)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with sf.SoundFile(item.audio) as file:
+            file.seek(start)
+            samples = file.read(stop - start, dtype="int32" if exact else "float32")
+        sf.write(path, samples, info.samplerate, subtype=info.subtype if exact else "FLOAT")
+    except (sf.LibsndfileError, RuntimeError) as error:
+        return item.audio, f"not readable as audio: {str(error).rstrip('.')}"
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {path}: {error.strerror}", "choose another --out") from None
+    return path, read_header(path)

@@ -155,8 +155,8 @@ class GPTConfig:
 class LMDataConfig:
     """Token stores and batches. Batches are counted in codes, over all devices and accumulated micro-batches."""
 
-    tokens: str = ""
-    """Token store made by `data tokenize`."""
+    tokens: tuple[str, ...] = ()
+    """Token stores made by `data tokenize`, all with one codec."""
     batch_codes: int = 81_920
     """Codes in one optimizer step, over all devices; rows that are not full count as full ones."""
     micro_batch_codes: int = 16_384

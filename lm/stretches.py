@@ -13,7 +13,7 @@ from xcodec_lm.codec.runtime.order import DataOrder, generator
 from xcodec_lm.lm.examples import Batch, Example, make_batch, make_example, steps_of
 from xcodec_lm.lm.layouts import Layout
 from xcodec_lm.lm.packing import Packer
-from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.lm.shards import JoinedStore, TokenStore
 
 BUFFER = 128
 """Stretches among which the packer chooses."""
@@ -37,13 +37,15 @@ class Stretches:
         frames: most frames in a stretch.
     """
 
-    def __init__(self, store: TokenStore, split: str, layout: Layout, block: int, seed: int, pack: bool = True):
+    def __init__(
+        self, store: TokenStore | JoinedStore, split: str, layout: Layout, block: int, seed: int, pack: bool = True
+    ):
         self.store, self.layout, self.seed, self.pack = store, layout, seed, pack
         self.capacity = block + layout.lead
         unit = layout.chunk or 1
         self.frames = max(unit, layout.frames_in(block) // unit * unit)
         documents = np.array(store.split(split), dtype=np.int64)
-        lengths = np.array([store.rows[index]["frames"] for index in documents], dtype=np.int64)
+        lengths = store.lengths[documents]
         fits = lengths > (0 if layout.lead else 1)  # without bos nothing predicts a recording of one frame
         documents, lengths = documents[fits], lengths[fits]
         counts = -(-lengths // self.frames)

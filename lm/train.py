@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import END, Layout, layout_from
 from xcodec_lm.lm.optimizers import make_optimizer
 from xcodec_lm.lm.packing import document_mask, flex_mask, rank_rows
-from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.lm.shards import JoinedStore, TokenStore, open_stores
 from xcodec_lm.lm.stretches import Stretches
 from xcodec_lm.lm.warm_start import start_from
 
@@ -75,7 +74,9 @@ class Trainer:
         listen: see `train`.
     """
 
-    def __init__(self, run: Run, config: LMTrainConfig, store: TokenStore, layout: Layout, listen: Listen | None):
+    def __init__(
+        self, run: Run, config: LMTrainConfig, store: TokenStore | JoinedStore, layout: Layout, listen: Listen | None
+    ):
         self.run, self.config, self.store, self.layout, self.listen = run, config, store, layout, listen
         settings, block = config.run, config.model.block
         self.data = Stretches(store, "train", layout, block, settings.seed, config.data.pack)
@@ -389,22 +390,17 @@ def _over_devices(run: Run, value: Tensor) -> Tensor:
     return cast(Tensor, run.accelerator.reduce(value, "sum"))
 
 
-def _open_store(config: LMTrainConfig) -> TokenStore:
+def _open_store(config: LMTrainConfig) -> TokenStore | JoinedStore:
     if not config.data.tokens:
         raise ConfigError(
             "data.tokens is not set", "give a token store: --data.tokens FOLDER (xcodec-lm data tokenize makes one)"
         )
-    return TokenStore.open(config.data.tokens)
+    return open_stores(config.data.tokens)
 
 
-def _bind_data(folder: Path, store: TokenStore) -> None:
+def _bind_data(folder: Path, store: TokenStore | JoinedStore) -> None:
     """Notes which tokens a run is trained on, and refuses to go on with others."""
-    rows = (store.folder / "rows.jsonl").read_bytes()
-    facts = {
-        "fingerprint": store.spec.fingerprint,
-        "recordings": len(store),
-        "rows_sha256": hashlib.sha256(rows).hexdigest(),
-    }
+    facts = {"fingerprint": store.spec.fingerprint, "recordings": len(store), "digest": store.digest()}
     path = folder / "data.json"
     if (folder / "checkpoints").is_dir() and path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
@@ -417,7 +413,7 @@ def _bind_data(folder: Path, store: TokenStore) -> None:
     path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def _codec_facts(folder: Path, store: TokenStore) -> dict[str, Any]:
+def _codec_facts(folder: Path, store: TokenStore | JoinedStore) -> dict[str, Any]:
     """What a model's config.json says of its codec; a folder is named relative to the run, so that both can move."""
     path = store.codec
     if path is not None and Path(path).exists():

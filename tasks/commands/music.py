@@ -110,15 +110,15 @@ def music_eval(
         device: where to compute.
     """
     from xcodec_lm.lm.sampling import Sampling
-    from xcodec_lm.lm.shards import TokenStore
-    from xcodec_lm.tasks.music.continuation import load_music, store_of
+    from xcodec_lm.lm.shards import open_stores
+    from xcodec_lm.tasks.music.continuation import load_music, stores_of
     from xcodec_lm.tasks.music.evaluate import evaluate_music, format_music
 
     if not manifests:
         raise UsageError("music eval needs at least one manifest")
     music = load_music(run, codec, device_of(device), precision)
     data = evaluate_music(
-        music, list(manifests), TokenStore.open(tokens or store_of(run)), out, split, prompt_s, seconds, prompts, seed,
+        music, list(manifests), open_stores(tokens or stores_of(run)), out, split, prompt_s, seconds, prompts, seed,
         Sampling(temperature, top_k, top_p),
     )  # fmt: skip
     return Result(format_music(data), data)
@@ -136,13 +136,13 @@ def music_card(
         notes: Markdown about limits, to go into the card.
     """
     from xcodec_lm.lm.load import find_model, load_lm
-    from xcodec_lm.lm.shards import TokenStore
-    from xcodec_lm.tasks.music.continuation import store_of
+    from xcodec_lm.lm.shards import open_stores
+    from xcodec_lm.tasks.music.continuation import stores_of
     from xcodec_lm.tasks.report.card import music_card as make_card
     from xcodec_lm.tasks.report.card import write_card
 
     text, data = make_card(run, *(read_text(path) for path in (evaluation, notes)))
-    loaded, codec = load_lm(find_model(run)), TokenStore.open(store_of(run)).codec
+    loaded, codec = load_lm(find_model(run)), open_stores(stores_of(run)).codec
     if codec is None or Path(codec).exists():
         raise XcodecLMError(
             f"{run} speaks the tokens of {codec}, a folder that others do not have", "tokenize with a shipped codec"

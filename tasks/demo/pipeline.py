@@ -99,7 +99,7 @@ def run_demo(
         tokenize([manifest], load_codec(source), out / "tokens", codec_path=source)
 
     with stages.next("training the language model"):
-        data = {"data.tokens": str(out / "tokens"), "run.seed": seed}
+        data = {"data.tokens": [str(out / "tokens")], "run.seed": seed}
         folder = out / "music"
         settings = ["--data.tokens", out / "tokens", "--seed", seed, "--device", "cpu", "--out", folder]
         commands.append(command("music", "train", size.music, *settings))

@@ -225,19 +225,22 @@ def load_music(
     return MusicModel(in_precision(loaded.model, precision), loaded.layout, codec, loaded.spec)
 
 
-def store_of(run: str | Path) -> Path:
-    """The token store that a run was trained on.
+def stores_of(run: str | Path) -> list[Path]:
+    """The token stores that a run was trained on.
 
     Raises:
-        XcodecLMError: it is no run folder, or the store is gone.
+        XcodecLMError: it is no run folder, or a store is gone.
     """
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise XcodecLMError(f"{run} is no run folder, so it names no token store", "give the store with --tokens")
-    store = Path(configs.load(path, LMTrainConfig).data.tokens)
-    if not (store / "store.json").is_file():
-        raise XcodecLMError(f"{store}, which {run} was trained on, is no token store", "give the store with --tokens")
-    return store
+    stores = [Path(store) for store in configs.load(path, LMTrainConfig).data.tokens]
+    for store in stores:
+        if not (store / "store.json").is_file():
+            raise XcodecLMError(
+                f"{store}, which {run} was trained on, is no token store", "give the store with --tokens"
+            )
+    return stores
 
 
 def continue_file(

@@ -28,7 +28,7 @@ from xcodec_lm.lm.anchors import BigramModel, UnigramModel
 from xcodec_lm.lm.examples import recording_bits
 from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.sampling import Sampling
-from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.lm.shards import JoinedStore, TokenStore
 from xcodec_lm.tasks.eval.intervals import Estimate, difference_estimate, mean_estimate
 from xcodec_lm.tasks.eval.reconstruction import unit_of
 from xcodec_lm.tasks.music.continuation import MusicModel
@@ -66,7 +66,7 @@ class BitsOfSystem:
 def evaluate_music(
     music: MusicModel,
     manifests: list[Path],
-    train: TokenStore,
+    train: TokenStore | JoinedStore,
     out: Path | None = None,
     split: Split = "test",
     prompt_s: float | None = None,

@@ -17,7 +17,7 @@ from xcodec_lm.lm import train as trainer
 from xcodec_lm.lm.engine import continue_codes
 from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import Layout
-from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.lm.shards import open_stores
 
 dry_run = trainer.dry_run
 
@@ -73,7 +73,7 @@ class Listener:
         if self._codec is None and not self._gave_up:
             from xcodec_lm.codec import load_codec
 
-            store = TokenStore.open(self.config.data.tokens)
+            store = open_stores(self.config.data.tokens)
             try:
                 if store.codec is None:
                     raise XcodecLMError("the token store does not say where its codec is")

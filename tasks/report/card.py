@@ -77,9 +77,8 @@ def music_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
     """
     loaded = load_lm(find_model(run))
     config = configs.load(run, LMTrainConfig)
-    store = TokenStore.open(config.data.tokens)
-    rows = [store.rows[index] for index in store.split("train")]
-    data = [describe_rows(store.folder.name, rows)]
+    stores = [TokenStore.open(folder) for folder in config.data.tokens]
+    data = [describe_rows(store.folder.name, [store.rows[index] for index in store.split("train")]) for store in stores]
     losses = next((row for row in reversed(read_metrics(run)) if "loss" in row), {})
     model, layout = config.model, config.model.layout
     lines = [

@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, object]:
             writer.add({"id": str(number), "split": "train"}, rng.integers(0, IDS, (20 * args.block, 1)))
     codes = args.block * args.rows
     keys = {
-        "model.layers": args.layers, "model.block": args.block, "data.tokens": str(folder / "tokens"),
+        "model.layers": args.layers, "model.block": args.block, "data.tokens": [str(folder / "tokens")],
         "data.batch_codes": codes, "data.micro_batch_codes": codes, "run.precision": args.precision,
         "run.threads": args.threads or None, "run.compile": args.compile,
     }  # fmt: skip

@@ -47,7 +47,9 @@ def make_config(tokens, steps=6, dropout=0.1, specials: Any = "standard", **opti
         model=GPTConfig(
             layers=1, heads=2, dim=32, block=32, dropout=dropout, layout=LayoutConfig("flatten", 2, specials=specials)
         ),
-        data=LMDataConfig(tokens=str(tokens), batch_codes=200, micro_batch_codes=64, eval_batches=4),
+        data=LMDataConfig(
+            tokens=(str(tokens),) if tokens else (), batch_codes=200, micro_batch_codes=64, eval_batches=4
+        ),
         optim=OptimConfig(
             steps=steps, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, schedule="cosine", warmup_steps=3, clip_norm=1.0, **optim
         ),
@@ -286,7 +288,9 @@ def test_starts_from_a_trained_model_of_the_same_codec(tmp_path, store):
     with StoreWriter(tmp_path / "foreign", stranger) as writer:
         writer.add({"id": "x"}, np.zeros((90, 3), np.int64))
     with pytest.raises(ConfigError, match="speaks the tokens of codec cccccccccccc"):
-        train(replace(again, data=replace(config.data, tokens=str(tmp_path / "foreign"))), options(tmp_path / "other"))
+        train(
+            replace(again, data=replace(config.data, tokens=(str(tmp_path / "foreign"),))), options(tmp_path / "other")
+        )
 
 
 def test_recomputed_activations_train_the_same(tmp_path, store):
@@ -342,6 +346,19 @@ def test_refuses_what_cannot_be_trained(tmp_path, store):
     with pytest.raises(XcodecLMError, match="no recordings of split train"):
         train(make_config(tmp_path / "dev"), options(tmp_path / "a"))
     assert not Path(tmp_path / "a" / "model").exists()
+
+
+def test_several_stores_are_one_and_must_be_of_one_codec(tmp_path, store):
+    for name, spec in (("more", SPEC), ("foreign", replace(SPEC, fingerprint="d" * 64))):
+        with StoreWriter(tmp_path / name, spec) as writer:
+            writer.add({"id": f"{name}-0"}, np.full((40, 3), 3))
+    config = make_config(store, steps=1)
+    both = replace(config, data=replace(config.data, tokens=(str(store), str(tmp_path / "more"))))
+    train(both, options(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["recordings"] == 13
+    mixed = replace(config, data=replace(config.data, tokens=(str(store), str(tmp_path / "foreign"))))
+    with pytest.raises(TokenError, match="another codec"):
+        train(mixed, options(tmp_path / "mixed"))
 
 
 def test_refuses_to_go_on_with_other_tokens(tmp_path, store):

@@ -244,7 +244,7 @@ def test_train_takes_a_file_and_names_the_run_after_it(cli, trained, tmp_path):
     (tmp_path / "mine.yaml").write_text("base: music/tiny\nrun: {seed: 8}\n")
     assert cli("music", "train", tmp_path / "mine.yaml", "--data.tokens", "store", "--json")[0] == 0
     ((config, options),) = trained
-    assert isinstance(config, LMTrainConfig) and config.run.seed == 8 and config.data.tokens == "store"
+    assert isinstance(config, LMTrainConfig) and config.run.seed == 8 and config.data.tokens == ("store",)
     assert str(options.out) == os.path.join("runs", "mine") and options.device == "auto" and options.max_steps is None
     cli("music", "train", "music/tiny")
     assert str(trained[1][1].out) == os.path.join("runs", "music-tiny")

@@ -15,7 +15,7 @@ from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.lm.examples import recording_bits
 from xcodec_lm.lm.shards import StoreWriter, TokenStore
 from xcodec_lm.lm.train import train
-from xcodec_lm.tasks.music.continuation import load_music, store_of
+from xcodec_lm.tasks.music.continuation import load_music, stores_of
 from xcodec_lm.tasks.music.evaluate import SETS, code_entropy, cut_places, evaluate_music, format_music
 
 RATE = 16_000
@@ -50,7 +50,7 @@ def scene(tmp_path_factory):
     write_manifest(rows, folder / "melodies.jsonl")
     keys = {
         "model.layers": 1, "model.dim": 32, "model.heads": 2, "model.block": 128, "model.layout.n_q": 2,
-        "data.tokens": str(folder / "tokens"), "data.batch_codes": 512, "data.micro_batch_codes": 512,
+        "data.tokens": [str(folder / "tokens")], "data.batch_codes": 512, "data.micro_batch_codes": 512,
         "optim.steps": 60, "optim.lr": 1e-2, "run.eval_every": 60, "run.save_every": 60,
     }  # fmt: skip
     train(configs.load("music/tiny", LMTrainConfig, keys), RunOptions(out=folder / "run", device="cpu"))
@@ -58,7 +58,7 @@ def scene(tmp_path_factory):
 
 
 def test_figures_are_those_of_the_parts(scene):
-    music, store = load_music(scene / "run"), TokenStore.open(store_of(scene / "run"))
+    music, store = load_music(scene / "run"), TokenStore.open(stores_of(scene / "run")[0])
     data = evaluate_music(music, [scene / "melodies.jsonl"], store, prompt_s=1, seconds=1, prompts=3)
     assert data["recordings"] == 3 and data["seconds"] == pytest.approx(9.5)
     codes = [torch.from_numpy(store.codes(index).astype(np.int64).T)[:2] for index in store.split("test")]
@@ -118,7 +118,7 @@ def test_says_what_does_not_fit(scene, tmp_path):
     with pytest.raises(TokenError, match="another codec"):
         evaluate_music(music, [scene / "melodies.jsonl"], TokenStore.open(tmp_path / "other"))
     with pytest.raises(XcodecLMError, match="give the store with --tokens"):
-        store_of(tmp_path)
+        stores_of(tmp_path)
 
 
 def test_command(scene, cli, tmp_path):

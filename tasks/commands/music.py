@@ -31,7 +31,7 @@ def music_continue(
     codec: str | None = None, prompt_s: float | None = None, temperature: float = 1.0, top_k: int = 0,
     top_p: float = 1.0, min_p: float = 0.0, ras_window: int = 0, ras_threshold: float = 0.1,
     precision: Literal["fp32", "bf16", "int8"] = "fp32", device: Device = "auto",
-) -> Result:  # fmt: skip
+) -> Result | int:  # fmt: skip
     """Continues a recording: writes the prompt's reconstruction and what the model adds.
 
     With `-o -` the audio goes to the standard output while it is made, as 16-bit mono PCM without a header.
@@ -67,7 +67,7 @@ def music_continue(
         )  # fmt: skip
         sys.stdout.buffer.flush()
         say(f"{written / rate:.2f} s of 16-bit PCM at {rate} Hz, mono")
-        return Result("", {"samples": written, "sample_rate": rate})
+        return 0  # nothing else may stand on the standard output
     made = continue_file(
         prompt, run, seconds, out, seed, codec=codec, device=device_of(device), sampling=sampling, prompt_s=prompt_s,
         samples=samples, precision=precision,

@@ -1,6 +1,8 @@
 """music eval: figures that come out as worked out by hand, and sets of audio that fit together."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,3 +151,14 @@ def test_a_card_and_a_folder_of_half_precision_that_loads_by_name(scene, cli, tm
     size = (folder / "model.safetensors").stat().st_size
     assert size < 0.6 * (scene / "run/model/model.safetensors").stat().st_size
     assert cli("music", "card", scene / "run", "-o", tmp_path / "x", "--notes", tmp_path / "none")[0] == 1
+
+
+def test_continue_streams_to_the_standard_output(scene, tmp_path):
+    command = [sys.executable, "-m", "xcodec_lm.tasks.cli", "music", "continue", str(scene / "8.wav")]
+    command += ["--run", str(scene / "run"), "--seconds", "0.4", "-o", "-", "--json"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 2 * round(4.4 * RATE)  # 16-bit samples and nothing else
+    assert b"4.40 s of 16-bit PCM at 16000 Hz" in done.stderr
+    both = subprocess.run([*command, "--samples", "2"], capture_output=True, check=False)
+    assert both.returncode == 2 and b"one continuation can be streamed" in both.stderr and not both.stdout

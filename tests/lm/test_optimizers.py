@@ -71,7 +71,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, name):
     first = tiny()
     first_optimizer = make_optimizer(first, optim)
     got = train(first, first_optimizer, optim, range(5))
-    path = save_checkpoint(tmp_path, 5, {"model": first.state_dict()}, {"optimizer": first_optimizer}, {}, keep=1)
+    path = save_checkpoint(
+        tmp_path, 5, {"model": first.state_dict()}, {"optimizer": first_optimizer.state_dict()}, {}, keep=1
+    )
     second = tiny()
     with torch.no_grad():
         second.wte.weight.zero_()

@@ -129,6 +129,7 @@ def data_tokenize(
     workers: int = 2,
     rank: int | None = None,
     world: int | None = None,
+    speeds: tuple[float, ...] = (),
 ) -> tuple[Result, PartialError | None]:
     """Encodes manifests into a token store; a restart skips what is done.
 
@@ -144,6 +145,8 @@ def data_tokenize(
         workers: threads that read and resample recordings while others are being encoded.
         rank: which of several processes this is, from 0; default: torchrun's RANK, else 0.
         world: how many they are; default: torchrun's WORLD_SIZE, else 1.
+        speeds: store training recordings once more at each of these speeds, tempo and pitch together; for small
+            corpora, such as 0.89 0.944 1.0595 1.1225, one and two semitones down and up.
     """
     import os
 
@@ -167,6 +170,7 @@ def data_tokenize(
         workers=workers,
         rank=rank,
         world=world,
+        speeds=speeds,
     )
     if launched and world > 1:
         done = sum_over_processes(done)

@@ -221,3 +221,27 @@ def test_settings_that_make_no_sense_are_refused(corpus, tmp_path):
         tokenize([corpus], Levels(), tmp_path / "tokens", max_seconds=-1.0)
     with pytest.raises(XcodecLMError, match="cannot write"):
         tokenize([corpus], Levels(), corpus / "tokens")
+
+
+def test_training_recordings_at_other_speeds_stand_beside_their_own(corpus, tmp_path):
+    tokenize([corpus], Levels(), tmp_path / "plain")
+    done = tokenize([corpus], Levels(), tmp_path / "fast", speeds=(0.8, 1.25))
+    plain, fast = dict_of(tmp_path / "plain"), dict_of(tmp_path / "fast")
+    train = [name for name, (row, _) in plain.items() if row["split"] == "train"]
+    assert 0 < len(train) < len(plain) and done.done == len(plain) + 2 * len(train)
+    assert {name: value for name, value in fast.items() if "@" not in name} == plain
+    assert {name for name in fast if "@" in name} == {f"{name}@{speed}" for name in train for speed in ("0.8", "1.25")}
+    for name in train:
+        row, codes = fast[f"{name}@1.25"]
+        assert row["speed"] == 1.25 and row["mood"] == plain[name][0]["mood"] and row["split"] == "train"
+        assert row["duration"] == pytest.approx(plain[name][0]["duration"] / 1.25, abs=1e-4)
+        assert abs(len(codes) - len(plain[name][1]) / 1.25) <= 1
+    again = tokenize([corpus], Levels(), tmp_path / "fast", speeds=(0.8, 1.25))
+    assert (again.done, again.skipped) == (0, done.done)
+    for speeds in ((1,), (0.4,), (1.25, 1.25)):
+        with pytest.raises(UsageError, match=r"different numbers from 0\.5 to 2"):
+            tokenize([corpus], Levels(), tmp_path / "x", speeds=speeds)
+
+
+def dict_of(folder):
+    return {row["id"]: (row, codes) for row, codes in content(folder)}

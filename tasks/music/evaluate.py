@@ -279,7 +279,7 @@ def format_music(data: dict[str, Any]) -> str:
     for name in ("unigram", "bigram", "bigram of one codebook"):
         if name in data["bits"]:
             less = 1 - model / data["bits"][name]["bits_per_s"]["value"]
-            lines.append(f"the model needs {less:.1%} less than the {name}")
+            lines.append(f"the model needs {abs(less):.1%} {'less' if less > 0 else 'more'} than the {name}")
     if data["resynthesis"]:
         mel, noise = (data["resynthesis"][key]["value"] for key in ("mel", "mel_shaped_noise"))
         if mel is not None:

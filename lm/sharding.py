@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,26 +21,27 @@ from torch.optim import Optimizer
 
 from xcodec_lm.codec.runtime.run import Run
 from xcodec_lm.configs.errors import ConfigError
-from xcodec_lm.configs.lm import GPTConfig
-from xcodec_lm.lm.gpt import GPT
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def shard(model: GPT, run: Run) -> None:
-    """Spreads a model over the processes of a run, in place.
+def shard(model: nn.Module, run: Run) -> None:
+    """Spreads a model over the processes of a run, in place, one of its `blocks` after the other.
 
     Raises:
         ConfigError: the run has one process alone.
     """
     if run.world == 1:
         raise ConfigError("run.shard needs several devices", "start it with --gpus N or torchrun, or leave it out")
-    for block in model.blocks:
+    blocks = model.get_submodule("blocks")
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
         fully_shard(block)
     fully_shard(model)
     # These are called in place of `forward`, and need their weights gathered as well.
-    for name in ("hidden", "logits", "slot_logits"):
-        register_fsdp_forward_method(model, name)
+    for name in ("hidden", "logits", "slot_logits", "read_rows"):
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
 
 
 class WholeModel:
@@ -75,11 +75,14 @@ class WholeOptimizer:
         set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
 
 
-def gathered(model: GPT, config: GPTConfig, vocab_size: int) -> GPT:
-    """A whole copy on the CPU, on the first process; all take part."""
+def gathered(model: nn.Module, whole: nn.Module) -> nn.Module:
+    """A whole copy on the CPU, on the first process; all take part.
+
+    Args:
+        model: the sharded model.
+        whole: an empty model of the same shape, on the meta device, that takes the weights.
+    """
     state = get_model_state_dict(model, options=_WHOLE)
-    with torch.device("meta"):
-        whole = GPT(config, vocab_size)
     if state:
         whole.load_state_dict(state, assign=True)
     return whole

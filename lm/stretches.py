@@ -6,6 +6,8 @@ checkpoint holds the packer's few numbers, and the number of processes does not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -99,6 +101,15 @@ class Stretches:
         """The stretch of a slot, for validation: all slots together predict every code once."""
         return self._make(*self._crop(slot, None))
 
+    def fixed_batch(self, slots: Sequence[int]) -> Batch | None:
+        """The stretches of slots as a batch, one a row; None where nothing is to be predicted."""
+        examples = [example for slot in slots if len(example := self.fixed(slot))]
+        return make_batch(self.layout, [[example] for example in examples]) if examples else None
+
+    def recording(self, slot: int) -> int:
+        """Which recording of the store a slot is of."""
+        return int(self.slots[slot])
+
     def _make(self, document: int, start: int, frames: int, ends: bool) -> Example:
         codes = np.ascontiguousarray(self.store.codes(document)[start : start + frames].T)  # (MQ, T)
         return make_example(self.layout, codes, ends)
@@ -107,6 +118,6 @@ class Stretches:
         """The rows of the endless sequence."""
         return Packer(self.steps, self.capacity, BUFFER if self.pack else 1)
 
-    def batch(self, rows: list[list[int]]) -> Batch:
+    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Rows of positions as a batch."""
         return make_batch(self.layout, [[self.example(position) for position in row] for row in rows])

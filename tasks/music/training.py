@@ -16,7 +16,7 @@ from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.lm import train as trainer
 from xcodec_lm.lm.engine import continue_codes
 from xcodec_lm.lm.gpt import GPT
-from xcodec_lm.lm.layouts import Layout
+from xcodec_lm.lm.layouts import layout_from
 from xcodec_lm.lm.shards import open_stores
 
 dry_run = trainer.dry_run
@@ -39,13 +39,12 @@ class Listener:
         self._codec: AudioTokenizer | None = None
         self._gave_up = False
 
-    def __call__(self, model: GPT, layout: Layout, documents: list[np.ndarray], folder: Path, steps: int) -> None:
+    def __call__(self, model: GPT, recordings: list[int], folder: Path, steps: int) -> None:
         """Writes `folder/sample-I.flac`, what really follows, once, and `sample-I-step-N.flac`.
 
         Args:
             model: in eval mode.
-            layout: of its ids.
-            documents: codes (MQ, T) of dev recordings.
+            recordings: of the store, of split dev.
             folder: the run's `samples/`.
             steps: done so far.
         """
@@ -53,9 +52,10 @@ class Listener:
         if codec is None:
             return
         settings, spec = self.config.run, codec.spec
+        layout, store = layout_from(self.config.model.layout, spec), open_stores(self.config.data.tokens)
         frames = max(2, round(settings.sample_s * spec.frame_rate))
-        for index, codes in enumerate(documents):
-            known = torch.from_numpy(codes.astype(np.int64))
+        for index, recording in enumerate(recordings):
+            known = torch.from_numpy(store.codes(recording).T.astype(np.int64))  # (MQ, T)
             given = max(1, min(frames // 2, known.shape[1] // 2))
             new = continue_codes(model, layout, known[None, :, :given], frames, seed=settings.seed + index)[0].cpu()
             prompt = known[list(layout.books), :given]

@@ -25,10 +25,9 @@ from xcodec_lm import configs
 from xcodec_lm.codec.runtime.run import Run, RunOptions, environment
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.lm import LMTrainConfig
-from xcodec_lm.lm.flops import find_peak, flops_per_position, matmul_parameters, mfu
-from xcodec_lm.lm.layouts import layout_from
+from xcodec_lm.lm.flops import find_peak, flops_per_position, mfu
 from xcodec_lm.lm.shards import StoreWriter, TokenStore
-from xcodec_lm.lm.train import Cells, Trainer
+from xcodec_lm.lm.train import make_trainer
 
 IDS = 1024
 
@@ -104,8 +103,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     store = TokenStore.open(folder / "tokens")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Run(config, RunOptions(out=folder / "run", device=device), "bench") as run:
-        trainer = Trainer(run, config, store, layout_from(config.model.layout, spec), None)
-        forward = run.accelerator.prepare_model(Cells(trainer.model, trainer.layout))
+        trainer = make_trainer(run, config, store)
+        forward = run.accelerator.prepare_model(trainer.objective)
         torch.manual_seed(0)
         plain = Plain(args.layers, 16, 1024, args.block).to(device)
         if args.compile:
@@ -114,7 +113,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         data = torch.from_numpy(rng.integers(0, IDS, (args.rows, args.block + 1))).to(device)
 
         def ours(step: int) -> None:
-            trainer._step(step, forward)
+            trainer.step(step, forward)
 
         def reference(step: int) -> None:
             with torch.autocast(device, torch.bfloat16, enabled=args.precision == "bf16"):
@@ -135,8 +134,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, object]:
                     times[system].append(time.perf_counter() - start)
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         peak, known = find_peak(device, dtype)
-        weights = matmul_parameters(trainer.model, trainer.model.wte.weight)
-        flops = codes * flops_per_position(weights, args.layers, 1024, args.block)
+        flops = codes * flops_per_position(trainer.objective.weights, args.layers, 1024, args.block)
     seconds = {system: statistics.median(values) for system, values in times.items()}
     return {
         "bench": "train", "environment": environment(device), "layers": args.layers, "rows": args.rows,

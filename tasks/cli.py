@@ -171,6 +171,7 @@ COMMANDS: dict[str, Command] = {
     "data check": Command(data.data_check, "find everything that is wrong with a manifest"),
     "data synth": Command(data.data_synth, "make a small corpus of music, sounds and speech"),
     "data tokenize": Command(data.data_tokenize, "encode a manifest into a token store"),
+    "data spm": Command(data.data_spm, "train sentencepiece on the texts of a manifest"),
     "data stats": Command(data.data_stats, "hours, tokens and code entropy of a token store"),
     "codec train": Command(codec.codec_train, "train X-Codec or its twin", parses=True),
     "codec eval": Command(codec_eval.codec_eval, "quality of reconstructions; --against: beside the twin's"),

@@ -206,3 +206,43 @@ def data_stats(stores: Positional[tuple[Path, ...]], /) -> Result:
         raise UsageError("data stats needs at least one token store")
     found = [stats(store) for store in stores]
     return Result("\n\n".join(map(as_text, found)), [as_dict(one) for one in found])
+
+
+def data_spm(
+    manifests: Positional[tuple[Path, ...]],
+    /,
+    out: OutFile,
+    vocab_size: int = 512,
+    split: Literal["train", "dev", "test", "all"] = "train",
+    language: str = "en-us",
+) -> Result:
+    """Trains a sentencepiece model on the texts of manifests, for text.front_end: sentencepiece.
+
+    Texts are normalised as training and speaking do it; the same texts give the same model.
+
+    Args:
+        manifests: JSON lines with `text`.
+        out: the model to write, such as text.model.
+        vocab_size: pieces, among them 256 bytes, which spell what was never seen.
+        split: recordings whose texts are used; those without a split count as train.
+        language: espeak-ng's name of it; numbers and abbreviations are spelled out in English.
+    """
+    from xcodec_lm.tasks.data.spm import train_spm
+
+    if not manifests:
+        raise UsageError("data spm needs at least one manifest")
+    made = train_spm(
+        list(manifests), out, vocab_size=vocab_size, split=None if split == "all" else split, language=language
+    )
+    if made.without_text:
+        note(f"{made.without_text} recordings have no text")
+    return Result(
+        f"{out}: {made.pieces} pieces from {made.texts} texts, {made.characters_per_piece:.3g} characters a piece",
+        {
+            "model": str(out),
+            "pieces": made.pieces,
+            "texts": made.texts,
+            "without_text": made.without_text,
+            "characters_per_piece": made.characters_per_piece,
+        },
+    )

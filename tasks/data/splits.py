@@ -52,11 +52,11 @@ def assign_splits(
     shared_out = False
     for name, speaker, split in recordings:
         if split is None and wanted:
-            known = several and speaker is not None
-            if known and stated.get(speaker):
-                split = stated[speaker][0]
+            key = speaker if several and speaker is not None else name
+            if key == speaker and stated.get(key):
+                split = stated[key][0]
             else:
-                split = split_of(speaker if known else name, dev, test)
+                split = split_of(key, dev, test)
                 shared_out = True
         splits.append(split)
     notes = _notes(recordings, speakers, splits, stated, dev, test) if shared_out or stated else []

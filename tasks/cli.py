@@ -170,6 +170,8 @@ COMMANDS: dict[str, Command] = {
     "data scan": Command(data.data_scan, "list the recordings of a folder or a corpus in a manifest"),
     "data check": Command(data.data_check, "find everything that is wrong with a manifest"),
     "data synth": Command(data.data_synth, "make a small corpus of music, sounds and speech"),
+    "data join": Command(data.data_join, "join short recordings of one speaker to longer utterances"),
+    "data continual": Command(data.data_continual, "list the utterances on which zero-shot speech is tested"),
     "data tokenize": Command(data.data_tokenize, "encode a manifest into a token store"),
     "data spm": Command(data.data_spm, "train sentencepiece on the texts of a manifest"),
     "data stats": Command(data.data_stats, "hours, tokens and code entropy of a token store"),

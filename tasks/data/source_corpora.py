@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.tasks.data.source_items import SPLIT_NAMES, Item
+from xcodec_lm.tasks.data.source_items import SPLIT_NAMES, Item, read_lines
 
 MUSDB18_VALIDATION = frozenset((
     "ANiMAL - Rockshow", "Actions - One Minute Smile", "Alexander Ross - Goodbye Bolero",
@@ -25,7 +25,7 @@ def librispeech_items(root: Path) -> Iterator[Item]:
     """
     for lines in sorted(root.rglob("*.trans.txt")):
         chapter = lines.absolute().parent
-        for line in _text(lines).splitlines():
+        for line in read_lines(lines):
             name, _, text = line.strip().partition(" ")
             if name:
                 keys = {"text": text, "speaker": chapter.parent.name, "subset": chapter.parents[1].name}
@@ -43,8 +43,8 @@ def libritts_items(root: Path) -> Iterator[Item]:
         chapter, name = normal.absolute().parent, normal.name.removesuffix(".normalized.txt")
         original = chapter / f"{name}.original.txt"
         keys = {
-            "text": _text(normal).strip(),
-            "original_text": _text(original).strip() if original.is_file() else None,
+            "text": _words(normal),
+            "original_text": _words(original) if original.is_file() else None,
             "speaker": chapter.parent.name,
             "subset": chapter.parents[1].name,
         }
@@ -81,8 +81,5 @@ def _subset_split(chapter: Path) -> str | None:
     return SPLIT_NAMES.get(chapter.parents[1].name.split("-")[0])
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise XcodecLMError(f"{path} cannot be read: {error}", "unpack the corpus again") from None
+def _words(path: Path) -> str:
+    return "\n".join(read_lines(path)).strip()

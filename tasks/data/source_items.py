@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xcodec_lm.configs.errors import XcodecLMError
+
 SPLIT_NAMES = {
     "train": "train", "training": "train", "tr": "train",
     "dev": "dev", "devel": "dev", "valid": "dev", "validation": "dev", "val": "dev", "cv": "dev", "dt": "dev",
@@ -33,3 +35,16 @@ class Item:
     keys: dict[str, Any] = field(default_factory=dict)
     part: tuple[float, float | None] | None = None
     problem: str = ""
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a corpus's list.
+
+    Raises:
+        XcodecLMError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        # not splitlines(): it also breaks at characters that may stand inside a text
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise XcodecLMError(f"{path} cannot be read: {error}", "lists are UTF-8; unpack the corpus again") from None

@@ -14,13 +14,19 @@ from urllib.parse import quote
 
 import soundfile as sf
 
-from xcodec_lm.codec.clips import relative_audio, write_manifest
+from xcodec_lm.codec.clips import relative_audio
 from xcodec_lm.codec.runtime.progress import track
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.data.scan import ScanResult, check_shares, read_header, scan, split_of
+from xcodec_lm.tasks.data.scan import SplitBy, read_header, scan
+from xcodec_lm.tasks.data.scan_result import ScanResult, Wanted, beside, finish
 from xcodec_lm.tasks.data.source_items import Item
+from xcodec_lm.tasks.data.source_speech import Microphone, find_common_voice, find_ljspeech, find_vctk
+from xcodec_lm.tasks.data.splits import assign_splits, check_shares
 
-Format = Literal["auto", "folder", "librispeech", "libritts", "musdb18", "kaldi", "jsonl", "datasets"]
+Format = Literal[
+    "auto", "folder", "librispeech", "libritts", "ljspeech", "vctk", "commonvoice", "musdb18", "kaldi", "jsonl",
+    "datasets",
+]  # fmt: skip
 
 
 def scan_source(
@@ -29,13 +35,15 @@ def scan_source(
     format: Format = "auto",
     dev: float = 0.05,
     test: float = 0.05,
-    split_by: Literal["file", "folder"] = "file",
+    split_by: SplitBy = "file",
     keys: dict[str, str] | None = None,
+    wanted: Wanted | None = None,
+    microphone: Microphone = "mic1",
 ) -> tuple[Format, ScanResult]:
     """Writes the manifest of a corpus.
 
-    Splits that a corpus has are kept. Where it has none, `dev` and `test` are shares by speaker where speakers are
-    known, else by recording.
+    Splits that a corpus has are kept. Where it has none, `dev` and `test` are shares by speaker where several speakers
+    are known, else by recording (see `assign_splits`).
 
     Args:
         source: a folder, a JSON-lines file, or the name of a Hugging Face dataset (`NAME` or `NAME:CONFIG`).
@@ -45,6 +53,8 @@ def scan_source(
         test: share for the test split, 0..1.
         split_by: of plain folders, see `scan`.
         keys: for JSON lines and datasets, our key -> theirs, where the usual names do not fit.
+        wanted: which recordings are taken; all by default.
+        microphone: of VCTK.
 
     Returns:
         The format that was taken, and what was found.
@@ -62,8 +72,9 @@ def scan_source(
     if keys and format not in ("jsonl", "datasets"):
         raise UsageError(f"--keys does not fit the format {format}", "it is for jsonl and datasets")
     if format == "folder":
-        return format, scan(source, out, dev=dev, test=test, split_by=split_by)
-    return format, collect(_reader(format, out, keys or {})(source), source, out, dev, test)
+        return format, scan(source, out, dev=dev, test=test, split_by=split_by, wanted=wanted)
+    items = reader(format, out, keys or {}, microphone)(source)
+    return format, collect(items, source, out, dev, test, wanted)
 
 
 def detect(source: Path) -> Format:
@@ -85,37 +96,66 @@ def detect(source: Path) -> Format:
         return "datasets"
     if any(any(source.glob(f"{split}/{what}")) for split in ("train", "test") for what in ("*/mixture.wav", "*.mp4")):
         return "musdb18"
+    if find_common_voice(source):
+        return "commonvoice"
+    if find_ljspeech(source):
+        return "ljspeech"
+    if find_vctk(source):
+        return "vctk"
     first = next(source.rglob("*.trans.txt"), None)
     if first is not None:
         return "librispeech"
     return "libritts" if next(source.rglob("*.normalized.txt"), None) is not None else "folder"
 
 
-def _reader(format: Format, out: Path, keys: dict[str, str]) -> Callable[[Path], Iterator[Item]]:
-    from xcodec_lm.tasks.data import source_corpora, source_datasets, source_lists
+def reader(
+    format: Format, out: Path, keys: dict[str, str] | None = None, microphone: Microphone = "mic1"
+) -> Callable[[Path], Iterator[Item]]:
+    """The function that lists the recordings of a place; for every format but `auto` and `folder`.
+
+    Args:
+        format: of the place.
+        out: the manifest to be; audio that is no file of its own is written beside it.
+        keys: see `scan_source`.
+        microphone: of VCTK.
+    """
+    from xcodec_lm.tasks.data import source_corpora, source_datasets, source_lists, source_speech
 
     if format == "datasets":
-        return lambda source: source_datasets.datasets_items(source, beside(out, "audio"), keys)
+        return lambda source: source_datasets.datasets_items(source, beside(out, "audio"), keys or {})
     if format == "jsonl":
-        return lambda source: source_lists.jsonl_items(source, keys)
+        return lambda source: source_lists.jsonl_items(source, keys or {})
+    if format == "vctk":
+        return lambda source: source_speech.vctk_items(source, microphone)
     return {
         "librispeech": source_corpora.librispeech_items,
         "libritts": source_corpora.libritts_items,
+        "ljspeech": source_speech.ljspeech_items,
+        "commonvoice": source_speech.common_voice_items,
         "musdb18": source_corpora.musdb18_items,
         "kaldi": source_lists.kaldi_items,
     }[format]
 
 
-def beside(out: Path, what: str) -> Path:
-    """The folder for audio that belongs to a manifest and is no file of the corpus."""
-    return out.with_name(f"{out.stem}-{what}")
-
-
-def collect(items: Iterable[Item], source: Path, out: Path, dev: float, test: float) -> ScanResult:
+def collect(
+    items: Iterable[Item], source: Path, out: Path, dev: float, test: float, wanted: Wanted | None = None
+) -> ScanResult:
     """Reads the headers of recordings and writes their manifest, in the order of the ids.
 
     Raises:
-        XcodecLMError: none can be used, two have one id, or the manifest or a part cannot be written.
+        XcodecLMError: none can be used or is wanted, two have one id, or the manifest or a part cannot be written.
+    """
+    rows, unreadable = read_items(items, source, out)
+    splits, notes = assign_splits([(row["id"], _speaker(row), row.get("split")) for row in rows], dev, test)
+    placed = [_place(row, split) for row, split in zip(rows, splits, strict=True)]
+    return finish(placed, out, wanted or Wanted(), unreadable, notes=notes)
+
+
+def read_items(items: Iterable[Item], source: Path, out: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Manifest rows of recordings, from their headers and in the order of the ids; and those without a row -> why.
+
+    Raises:
+        XcodecLMError: none can be used, two have one id, or a part cannot be written.
     """
     listed = sorted(items, key=lambda item: item.id)
     double = [name for name, count in Counter(item.id for item in listed).items() if count > 1]
@@ -133,17 +173,27 @@ def collect(items: Iterable[Item], source: Path, out: Path, dev: float, test: fl
             continue
         row: dict[str, Any] = {"id": item.id, "audio": relative_audio(audio, out)}
         row["duration"] = round(info.frames / info.samplerate, 6)
-        if item.split or dev or test:
-            row["split"] = item.split or split_of(str(item.keys.get("speaker", item.id)), dev, test)
-        taken = {key: value for key, value in item.keys.items() if key not in row and value is not None}
+        if item.split:
+            row["split"] = item.split
+        taken = {key: value for key, value in item.keys.items() if key not in (*row, "split") and value is not None}
         rows.append(row | taken | {"sample_rate": info.samplerate, "channels": info.channels})
     if not rows:
         why = f": {next(iter(unreadable.values()))}" if unreadable else ""
         raise XcodecLMError(
             f"{source}: none of {len(listed)} recordings can be used{why}", "WAV, FLAC, OGG and MP3 files are read"
         )
-    write_manifest(rows, out)
-    return ScanResult(out, rows, unreadable)
+    return rows, unreadable
+
+
+def _speaker(row: dict[str, Any]) -> str | None:
+    return None if row.get("speaker") in (None, "") else str(row["speaker"])
+
+
+def _place(row: dict[str, Any], split: str | None) -> dict[str, Any]:
+    """The row with its split, behind what every row has."""
+    if split is None:
+        return row
+    return {key: row[key] for key in ("id", "audio", "duration")} | {"split": split} | row
 
 
 def _cut(item: Item, info: Any, path: Path) -> tuple[Path, Any]:

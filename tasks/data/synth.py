@@ -11,9 +11,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,12 +29,14 @@ from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.data.espeak import Espeak, find_espeak
 from xcodec_lm.tasks.data.synth_music import compose, perform
 from xcodec_lm.tasks.data.synth_sound import KINDS, make_sound
-from xcodec_lm.tasks.data.synth_speech import make_speech, split_of
+from xcodec_lm.tasks.data.synth_speech import Texts, make_speech, split_of
 
 SYNTH_VERSION = 1
 """Raised whenever the same settings begin to give other audio."""
 LICENCE = "CC0-1.0"
 LOWEST_RATE = 8_000
+LATER = {"speech_clips": 0, "speech_texts": "sentences", "speech_level_dbfs": None}
+"""Settings that corpora of before do not name, and what they were made with."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,9 @@ class SynthSettings:
         sound_s: length of a sound in seconds.
         sample_rate: in Hz.
         version: of the generator.
-        speech_clips: sentences, 1 to 6 seconds each and 2.6 on average.
+        speech_clips: utterances, 1 to 6 seconds each and 2.6 on average.
+        speech_texts: what they say: sentences, 3 to 6 digits in a row (voices that speak English only), or both.
+        speech_level_dbfs: their RMS in dB below full scale; None draws it for each.
     """
 
     seed: int = 0
@@ -58,17 +65,23 @@ class SynthSettings:
     sample_rate: int = 16_000
     version: int = SYNTH_VERSION
     speech_clips: int = 0
+    speech_texts: Texts = "sentences"
+    speech_level_dbfs: float | None = None
 
     def __post_init__(self):
         counts = (self.music_clips, self.sound_clips, self.speech_clips)
         if min(counts) < 0 or sum(counts) == 0:
             raise UsageError(
-                f"cannot make {counts[0]} music clips, {counts[1]} sounds and {counts[2]} sentences",
+                f"cannot make {counts[0]} music clips, {counts[1]} sounds and {counts[2]} clips of speech",
                 "ask for at least one clip of any",
             )
         for name, value in (("clip_s", self.clip_s), ("sound_s", self.sound_s)):
             if not 0.1 <= value < math.inf:
                 raise UsageError(f"{name} must be at least 0.1 seconds, got {value}")
+        if self.speech_texts not in get_args(Texts):
+            raise UsageError(f"speech_texts must be one of {', '.join(get_args(Texts))}, got {self.speech_texts!r}")
+        if self.speech_level_dbfs is not None and not -80 <= self.speech_level_dbfs <= -10:
+            raise UsageError(f"speech_level_dbfs must lie in -80..-10, got {self.speech_level_dbfs}")
         if self.sample_rate < LOWEST_RATE:
             raise UsageError(f"sample_rate must be at least {LOWEST_RATE} Hz, got {self.sample_rate}")
 
@@ -104,6 +117,9 @@ def synth(
     sound_s: float = 4.0,
     sample_rate: int = 16_000,
     speech_clips: int = 0,
+    speech_texts: Texts = "sentences",
+    speech_level_dbfs: float | None = None,
+    workers: int = 1,
 ) -> SynthResult:
     """Makes a synthetic corpus, or finds the one that the same settings made before.
 
@@ -115,14 +131,29 @@ def synth(
         clip_s: length of a music clip in seconds.
         sound_s: length of a sound in seconds.
         sample_rate: in Hz.
-        speech_clips: sentences; one of ten is for testing, in a voice that no other split has.
+        speech_clips: utterances; one of ten is for testing, in a voice that no other split has.
+        speech_texts: what they say.
+        speech_level_dbfs: their RMS in dB below full scale; None draws it for each.
+        workers: espeak-ng processes that speak side by side; the files do not depend on it.
 
     Raises:
         UsageError: settings that make no corpus.
         XcodecLMError: the folder holds something else, or cannot be written; speech is wanted and there is no
             espeak-ng.
     """
-    settings = SynthSettings(seed, music_clips, sound_clips, clip_s, sound_s, sample_rate, speech_clips=speech_clips)
+    settings = SynthSettings(
+        seed,
+        music_clips,
+        sound_clips,
+        clip_s,
+        sound_s,
+        sample_rate,
+        speech_clips=speech_clips,
+        speech_texts=speech_texts,
+        speech_level_dbfs=speech_level_dbfs,
+    )
+    if workers < 1:
+        raise UsageError(f"cannot work with {workers} workers", "give at least one")
     out = Path(out)
     result = SynthResult(out / "music.jsonl", out / "sound.jsonl", out / "speech.jsonl", made=True)
     if _is_complete(out, settings, result):
@@ -132,7 +163,7 @@ def synth(
     folders = [out, out / "music", out / "sound"]
     if speech_clips:
         find_espeak()  # refuses before anything is made
-        parts.append((result.speech, _speech(out, settings)))
+        parts.append((result.speech, _speech(out, settings, workers)))
         folders.append(out / "speech")
     try:
         for folder in folders:
@@ -164,7 +195,7 @@ def _is_complete(out: Path, settings: SynthSettings, result: SynthResult) -> boo
         return False
     try:
         found: dict[str, Any] = json.loads((out / "synth.json").read_text(encoding="utf-8"))
-        there, complete = {"speech_clips": 0, **found["settings"]}, bool(found["complete"])
+        there, complete = {**LATER, **found["settings"]}, bool(found["complete"])
     except (OSError, ValueError, KeyError, TypeError):
         there, complete = "unknown ones, synth.json cannot be read", False
     if there != asdict(settings):
@@ -216,13 +247,27 @@ def _sounds(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
         yield _save(out, "sound", name, audio, split, settings) | own
 
 
-def _speech(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
-    with Espeak() as engine:
-        for index in range(settings.speech_clips):
-            name = f"synth-speech-{index:04d}"
-            audio, voice, text = make_speech(engine, settings.seed, index, settings.sample_rate)
-            own = {"text": text, "language": voice.language, "speaker": voice.name}
-            yield _save(out, "speech", name, audio, split_of(index), settings) | own
+def _speech(out: Path, settings: SynthSettings, workers: int) -> Iterator[dict[str, Any]]:
+    idle: SimpleQueue[Espeak] = SimpleQueue()
+    kind = "speech" if settings.speech_texts == "sentences" else settings.speech_texts
+
+    def make(index: int) -> dict[str, Any]:
+        name, engine = f"synth-{kind}-{index:04d}", idle.get()
+        try:
+            audio, voice, text = make_speech(
+                engine, settings.seed, index, settings.sample_rate, settings.speech_texts, settings.speech_level_dbfs
+            )
+        finally:
+            idle.put(engine)
+        own = {"text": text, "language": voice.language, "speaker": voice.name}
+        return _save(out, "speech", name, audio, split_of(index), settings) | own
+
+    with ExitStack() as stack:
+        for _ in range(workers):
+            idle.put(stack.enter_context(Espeak()))
+        # threads do: most of the work is espeak-ng's, or leaves Python's lock
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        yield from pool.map(make, range(settings.speech_clips))
 
 
 def _random(settings: SynthSettings, *key: str | int) -> np.random.Generator:

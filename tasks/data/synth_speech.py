@@ -1,4 +1,4 @@
-"""Synthetic speech for training: sentences of our own, said by espeak-ng in many voices.
+"""Synthetic speech for training: sentences of our own and strings of digits, said by espeak-ng in many voices.
 
 A voice is a language's accent, a timbre of espeak-ng's (a "variant") and its own pitch, liveliness and tempo. Splits
 share no timbre, whatever the seed: a model trained on `train` has never heard a voice of `test`.
@@ -7,6 +7,8 @@ share no timbre, whatever the seed: a model trained on `train` has never heard a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from xcodec_lm.codec.audio import resample
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.tasks.data import synth_dsp as dsp
 from xcodec_lm.tasks.data.espeak import Espeak, Utterance
-from xcodec_lm.tasks.data.synth_text import write_sentence
+from xcodec_lm.tasks.data.synth_text import write_digits, write_sentence
 
 VARIANTS = {
     "test": ("f5", "m7", "linda", "david", "grandma", "miguel", "klatt3", "aunty", "michel", "caleb"),
@@ -44,6 +46,8 @@ ACCENTS = {
 }
 ENGLISH = 0.7
 """Share of voices that speak English."""
+Texts = Literal["sentences", "digits", "mixed"]
+"""What is said: sentences, strings of English digits, or half of either."""
 SHORTEST_S, LONGEST_S = 1.0, 6.0
 SPLIT_CYCLE = (*("train",) * 5, "dev", *("train",) * 3, "test")
 """Splits of clips in a row, so that a clip does not depend on how many follow it."""
@@ -94,7 +98,28 @@ def draw_voice(seed: int, split: str, number: int) -> Voice:
     )
 
 
-def make_speech(engine: Espeak, seed: int, index: int, sample_rate: int) -> tuple[np.ndarray, Voice, str]:
+def draw_speaker(seed: int, split: str, rng: np.random.Generator, digits: bool) -> Voice:
+    """One of a split's voices; for digits one that speaks English."""
+    if not digits:
+        return draw_voice(seed, split, int(rng.integers(VOICES[split])))
+    voices = _english(seed, split)
+    return voices[int(rng.integers(len(voices)))]
+
+
+@lru_cache
+def _english(seed: int, split: str) -> tuple[Voice, ...]:
+    voices = (draw_voice(seed, split, number) for number in range(VOICES[split]))
+    return tuple(voice for voice in voices if voice.language == "en")
+
+
+def make_speech(
+    engine: Espeak,
+    seed: int,
+    index: int,
+    sample_rate: int,
+    texts: Texts = "sentences",
+    level_dbfs: float | None = None,
+) -> tuple[np.ndarray, Voice, str]:
     """Clip `index` of the synthetic speech of a seed.
 
     Args:
@@ -102,6 +127,8 @@ def make_speech(engine: Espeak, seed: int, index: int, sample_rate: int) -> tupl
         seed: of everything.
         index: from 0 on; it also decides the split.
         sample_rate: in Hz.
+        texts: what is said.
+        level_dbfs: RMS in dB below full scale; None draws it.
 
     Returns:
         (N,) samples of 1 to 6 seconds; the voice; the text.
@@ -111,15 +138,16 @@ def make_speech(engine: Espeak, seed: int, index: int, sample_rate: int) -> tupl
     """
     split = split_of(index)
     rng = np.random.default_rng(derive_seed(seed, "synth", "speech", index))
-    voice = draw_voice(seed, split, int(rng.integers(VOICES[split])))
+    digits = texts == "digits" or (texts == "mixed" and derive_seed(seed, "synth", "texts", index) % 2 == 0)
+    voice = draw_speaker(seed, split, rng, digits)
     for attempt in range(100):
-        text = write_sentence(rng, voice.language, short=attempt > 5)
+        text = write_digits(rng) if digits else write_sentence(rng, voice.language, short=attempt > 5)
         utterance = Utterance(text, voice.accent, voice.variant, voice.pitch, voice.pitch_range, voice.words_per_minute)
         samples = np.frombuffer(engine.speak(utterance), dtype=np.int16).astype(np.float32) / 32_768
         audio = trim(resample(samples, engine.sample_rate, sample_rate), rng, sample_rate)
         if SHORTEST_S <= len(audio) / sample_rate <= LONGEST_S:
-            return place(audio, rng, sample_rate), voice, text
-    raise AssertionError(f"no sentence of {voice} fits into {LONGEST_S} s")
+            return place(audio, rng, sample_rate, level_dbfs), voice, text
+    raise AssertionError(f"no text of {voice} fits into {LONGEST_S} s")
 
 
 def trim(audio: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
@@ -137,13 +165,14 @@ def trim(audio: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
     return np.pad(audio[loud[0] : loud[-1] + 1], (before, after))
 
 
-def place(audio: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
+def place(audio: np.ndarray, rng: np.random.Generator, rate: int, level_dbfs: float | None = None) -> np.ndarray:
     """Speech as a microphone hears it: half of it in a room, a third with noise, at many levels.
 
     Args:
         audio: (N,).
         rng: source of the place.
         rate: sample rate in Hz.
+        level_dbfs: RMS in dB below full scale; None draws it.
     """
     heard = audio.astype(np.float64)
     if rng.random() < 0.5:
@@ -151,4 +180,5 @@ def place(audio: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
     if rng.random() < 0.35:
         noise = dsp.band_noise(rng, len(heard), rate, rng.uniform(40, 200), 0.5 * rate, rng.uniform(-6, -1))
         heard = heard + noise * np.sqrt(np.mean(heard**2)) * 10 ** (-rng.uniform(15, 40) / 20)
-    return dsp.level(heard, rng.uniform(-34, -19), rate)
+    drawn = rng.uniform(-34, -19)
+    return dsp.level(heard, drawn if level_dbfs is None else level_dbfs, rate)

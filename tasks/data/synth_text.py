@@ -110,6 +110,11 @@ def write_sentence(rng: np.random.Generator, language: str = "en", short: bool =
     return " ".join(_fill(rng, part) for part in parts)
 
 
+def write_digits(rng: np.random.Generator) -> str:
+    """Three to six English digits as words, each as likely as the others."""
+    return " ".join(_pick(rng, DIGITS) for _ in range(rng.integers(3, 7)))
+
+
 def _fill(rng: np.random.Generator, part: str) -> str:
     if part == "{number}":
         kind = rng.integers(3)

@@ -8,13 +8,24 @@ import pytest
 import soundfile as sf
 
 from xcodec_lm.codec.clips import read_manifest
-from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
+from xcodec_lm.tasks.commands.data import data_synth
 from xcodec_lm.tasks.data import espeak
 from xcodec_lm.tasks.data.check import check
 from xcodec_lm.tasks.data.espeak import Espeak, Utterance, find_espeak
 from xcodec_lm.tasks.data.synth import synth
-from xcodec_lm.tasks.data.synth_speech import ACCENTS, VARIANTS, VOICES, draw_voice, make_speech, place, split_of, trim
-from xcodec_lm.tasks.data.synth_text import SLOTS, TEMPLATES, WORDS, write_sentence
+from xcodec_lm.tasks.data.synth_speech import (
+    ACCENTS,
+    VARIANTS,
+    VOICES,
+    draw_speaker,
+    draw_voice,
+    make_speech,
+    place,
+    split_of,
+    trim,
+)
+from xcodec_lm.tasks.data.synth_text import DIGITS, SLOTS, TEMPLATES, WORDS, write_digits, write_sentence
 
 RATE = 16_000
 
@@ -71,6 +82,26 @@ def test_other_languages_use_their_own_words_in_lower_case(language):
     assert set(sentence.split()) <= set(WORDS[language].split())
     assert WORDS[language] == WORDS[language].lower()
     assert language in ACCENTS
+
+
+def test_digits_are_three_to_six_and_all_alike():
+    rng = np.random.default_rng(0)
+    strings = [write_digits(rng).split() for _ in range(2_000)]
+    assert {len(string) for string in strings} == {3, 4, 5, 6}
+    said = [word for string in strings for word in string]
+    counts = [said.count(word) for word in DIGITS]
+    assert sum(counts) == len(said) and min(counts) > 0.85 * max(counts)
+
+
+def test_digits_are_said_by_many_voices_all_of_which_speak_english():
+    drawn = {
+        split: {draw_speaker(0, split, np.random.default_rng(index), digits=True) for index in range(2_000)}
+        for split in VOICES
+    }
+    assert all(voice.language == "en" for voices in drawn.values() for voice in voices)
+    assert len(drawn["train"]) >= 150
+    timbres = [{voice.variant for voice in voices} for voices in drawn.values()]
+    assert sum(map(len, timbres)) == len(set.union(*timbres))
 
 
 def test_trimmed_speech_begins_and_ends_within_0_3_seconds():
@@ -198,10 +229,38 @@ def test_a_library_without_voice_data_is_an_error(tmp_path, monkeypatch, engine)
         Espeak()
 
 
+@pytest.mark.parametrize("texts", ["digits", "mixed"])
+def test_digits_at_one_level_whatever_the_workers(corpus, tmp_path, texts):
+    folders = [tmp_path / "1", tmp_path / "3"]
+    for folder, workers in zip(folders, (1, 3), strict=True):
+        data_synth(folder, 0, 0, 0, 8, texts=texts, level_dbfs=-25.0, workers=workers)
+    assert contents(folders[0]) == contents(folders[1])
+    clips = read_manifest(folders[0] / "speech.jsonl")
+    digits = [set(clip.row["text"].split()) <= set(DIGITS) for clip in clips]
+    assert all(digits) if texts == "digits" else 2 <= sum(digits) <= 6
+    # the others are the sentences of the plain corpus, but for their level
+    plain = [clip.row["text"] for clip in read_manifest(corpus.speech)]
+    assert all(spelt or clip.row["text"] == text for spelt, clip, text in zip(digits, clips, plain, strict=False))
+    for clip in clips:
+        wave, _ = sf.read(clip.path)
+        assert 20 * np.log10(np.sqrt(np.mean(wave**2))) == pytest.approx(-25, abs=0.6)
+        assert clip.id.startswith(f"synth-{texts}-")  # so that it may be trained on beside sentences
+    with pytest.raises(XcodecLMError, match="made with other settings"):
+        data_synth(folders[0], 0, 0, 0, 8, texts=texts)
+
+
+@pytest.mark.parametrize("wrong", [{"speech_texts": "poems"}, {"speech_level_dbfs": 3.0}, {"workers": 0}])
+def test_settings_that_make_no_speech_are_refused(tmp_path, wrong):
+    with pytest.raises(UsageError):
+        synth(tmp_path / "corpus", speech_clips=1, **wrong)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_a_corpus_of_before_there_was_speech_is_taken_as_it_is(tmp_path):
     settings = {"music_clips": 1, "sound_clips": 0, "clip_s": 0.5}
     synth(tmp_path, **settings)
     record = json.loads((tmp_path / "synth.json").read_text())
-    del record["settings"]["speech_clips"]
+    for name in ("speech_clips", "speech_texts", "speech_level_dbfs"):
+        del record["settings"][name]
     (tmp_path / "synth.json").write_text(json.dumps(record))
     assert not synth(tmp_path, **settings).made

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xcodec_lm import configs
+from xcodec_lm.codec.runtime.files import write_files
 from xcodec_lm.configs.errors import TokenError, XcodecLMError
 from xcodec_lm.configs.lm import GPTConfig
 from xcodec_lm.lm.blocks import Block, Rotary, make_norm
@@ -223,20 +225,18 @@ class GPT(nn.Module):
             half: in half precision, for a model that ships.
 
         Raises:
-            XcodecLMError: the folder cannot be written.
+            XcodecLMError: the folder cannot be written; what was there before is unchanged.
         """
-        folder = Path(folder)
         header = {"model_type": MODEL_TYPE, "version": MODEL_VERSION, "model": configs.to_dict(self.config)}
         header |= {"vocab_size": self.vocab_size, "prefix": self.prefix, **(extra or {})}
         dtype = torch.float16 if half else torch.float32
         weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / "model.tmp", metadata={"format": "pt"})
-            (folder / "model.tmp").replace(folder / "model.safetensors")
-            (folder / "config.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise XcodecLMError(f"cannot write {folder}: {error}", "choose a folder that can be written") from None
+        text = json.dumps(header, indent=1) + "\n"
+        writers: dict[str, Callable[[Path], object]] = {
+            "model.safetensors": lambda path: save_file(weights, path, metadata={"format": "pt"}),
+            "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+        }
+        write_files(Path(folder), writers)
 
     @staticmethod
     def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> GPT:

@@ -7,18 +7,14 @@ are ids. docs/serving.md says how such a folder is served.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from xcodec_lm.codec.runtime.files import flush
+from xcodec_lm.codec.runtime.files import new_folder
 from xcodec_lm.codec.runtime.order import generator
 from xcodec_lm.codec.semantic import quiet_transformers
 from xcodec_lm.codec.tokens import TokenSpec
@@ -81,7 +77,7 @@ def export_transformers(source: str | Path, out: str | Path) -> Exported:
     with quiet_transformers():
         theirs = model.to_transformers()
         _describe(theirs, rules, _section(layout, rules, loaded.spec, model.prefix))
-        with _new_folder(out) as folder:
+        with new_folder(out) as folder:
             theirs.save_pretrained(folder)
             again = AutoModelForCausalLM.from_pretrained(folder).eval()
             prompts = example_prompts(rules, model.config.block)
@@ -144,23 +140,3 @@ def _describe(theirs: PreTrainedModel, rules: IdRules, section: dict[str, Any]) 
         top_p=1.0,
         max_length=theirs.config.max_position_embeddings,
     )
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends without an error."""
-    temporary = out.with_name(f".tmp-{out.name}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in [*temporary.iterdir(), temporary]:
-            flush(path)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-        flush(out.parent)
-    except (OSError, SafetensorError) as error:
-        raise XcodecLMError(f"cannot write {out}: {error}", "choose a folder that can be written") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -6,18 +6,15 @@ under the final name is whole.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
@@ -25,7 +22,7 @@ from transformers import AutoModel, PretrainedConfig
 from xcodec_lm.codec.convert import OWN_MODEL_TYPE, original, xcodec2
 from xcodec_lm.codec.convert.state_dicts import check_state
 from xcodec_lm.codec.load import count_parameters, find_codec, load_codec, read_config, save_codec
-from xcodec_lm.codec.runtime.files import flush, write_files
+from xcodec_lm.codec.runtime.files import new_folder, write_files
 from xcodec_lm.codec.semantic import quiet_transformers, teacher_from_config
 from xcodec_lm.codec.torch_files import describe, load_tensors
 from xcodec_lm.codec.xcodec import XCodec
@@ -100,7 +97,7 @@ def convert_checkpoint(
         _check_expressible(model, str(source), to)
     if to == "original":
         return replace(done, notes=_write_original(model, out))
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         if isinstance(model.codec, XCodec):
             save_codec(model.codec, folder, name=out.name)
         else:
@@ -290,25 +287,6 @@ def _check_expressible(model: _Model, where: str, to: Layout) -> None:
                 f"one has quantizer.dim {dim}",
                 "convert it to ours",
             )
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    temporary = out.with_name(f".tmp-{out.name}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in [*temporary.iterdir(), temporary]:
-            flush(path)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-        flush(out.parent)
-    except (OSError, SafetensorError) as error:
-        raise XcodecLMError(f"cannot write {out}: {error}", "choose a folder that can be written") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

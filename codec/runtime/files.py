@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -44,6 +45,35 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
         for path in temporary.values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` when the block ends without an error.
+
+    What is in it is flushed to disk first. After an error nothing of it is left, and `folder` is as it was.
+
+    Args:
+        folder: not there yet, or empty.
+
+    Raises:
+        XcodecLMError: it cannot be written, or the disk is full.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.iterdir(), temporary]:
+            flush(path)
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+        flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise XcodecLMError(f"cannot write {folder}: {error}", "choose a folder that can be written") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

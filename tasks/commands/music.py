@@ -55,23 +55,19 @@ def music_continue(
         device: where to compute.
     """
     from xcodec_lm.lm.sampling import Sampling
-    from xcodec_lm.tasks.music.continuation import continue_file, sample_paths, stream_file
+    from xcodec_lm.tasks.music.continuation import continue_file, load_music, read_prompt, sample_paths, stream_pcm
 
     sampling = Sampling(temperature, top_k, top_p, min_p, ras_window=ras_window, ras_threshold=ras_threshold)
+    if str(out) == "-" and samples != 1:
+        raise UsageError(f"one continuation can be streamed, not {samples}", "give a file with -o")
+    music = load_music(run, codec, device_of(device), precision)
+    audio = read_prompt(music, prompt, prompt_s)
     if str(out) == "-":
-        if samples != 1:
-            raise UsageError(f"one continuation can be streamed, not {samples}", "give a file with -o")
-        written, rate = stream_file(
-            prompt, run, seconds, sys.stdout.buffer.write, seed, codec=codec, device=device_of(device),
-            sampling=sampling, prompt_s=prompt_s, precision=precision,
-        )  # fmt: skip
+        written, rate = stream_pcm(music, audio, seconds, sys.stdout.buffer.write, seed, sampling)
         sys.stdout.buffer.flush()
         say(f"{written / rate:.2f} s of 16-bit PCM at {rate} Hz, mono")
         return 0  # nothing else may stand on the standard output
-    made = continue_file(
-        prompt, run, seconds, out, seed, codec=codec, device=device_of(device), sampling=sampling, prompt_s=prompt_s,
-        samples=samples, precision=precision,
-    )  # fmt: skip
+    made = continue_file(music, audio, seconds, out, seed, sampling, samples)
     files = [str(path) for path in sample_paths(Path(out), samples)]
     prompt_length = made.prompt_samples / made.sample_rate
     total_s = made.wav.shape[2] / made.sample_rate

@@ -243,53 +243,57 @@ def stores_of(run: str | Path) -> list[Path]:
     return stores
 
 
+def read_prompt(music: MusicModel, path: str | Path, prompt_s: float | None = None) -> Audio:
+    """A recording of any rate and channel count as the model's codec takes it; what is converted is said.
+
+    Args:
+        music: the model that is to continue it.
+        path: an audio file.
+        prompt_s: read the first so many seconds of it; None reads all.
+
+    Raises:
+        AudioError: it cannot be read.
+    """
+    audio = load_audio(path, music.codec.spec.sample_rate, duration_s=prompt_s)
+    for conversion in audio.conversions:
+        say(f"{path}: {conversion}")
+    return audio
+
+
 def continue_file(
-    prompt: str | Path,
-    run: str | Path,
+    music: MusicModel,
+    prompt: Audio,
     seconds: float,
     out: str | Path,
     seed: int = 0,
-    *,
-    codec: str | Path | None = None,
-    device: torch.device | str = "cpu",
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    prompt_s: float | None = None,
-    precision: Precision = "fp32",
     samples: int = 1,
 ) -> Continuation:
     """Continues a recording and writes prompt and continuation as one file, or several.
 
     Args:
-        prompt: a recording of any rate and channel count; what is converted is said.
-        run: run folder or model folder of the language model.
+        music: the model.
+        prompt: what `read_prompt` gives.
         seconds: how much to add.
         out: the file to write; with several samples `-1`, `-2`, ... goes before its ending.
         seed: of the sampling.
-        codec: folder or name of the codec, where the model's own note of it does not lead there.
-        device: where the models go.
         sampling: how codes are drawn.
-        prompt_s: use the first so many seconds of the recording; None uses all of it.
-        precision: of the language model.
         samples: continuations to make.
 
     Raises:
-        XcodecLMError: a file, folder or value that does not fit; nothing is written then.
+        XcodecLMError: a folder or value that does not fit; nothing is written then.
     """
     out = Path(out)
     if not out.parent.is_dir():
         raise XcodecLMError(f"cannot write {out}: {out.parent} is no folder", "make the folder first")
-    music, audio = _music_and_prompt(prompt, run, codec, device, prompt_s, precision)
-    frames = music.frames(seconds)
-    given = audio.wav.shape[-1] // music.codec.spec.hop_samples
-    _say_refills(music, given, frames)
-    with Progress("music continue", frames * samples) as shown:
+    with Progress("music continue", _say_refills(music, prompt, seconds) * samples) as shown:
         result = music.continue_(
-            audio.wav[None],
+            prompt.wav[None],
             seconds,
             seed,
             sampling,
             samples,
-            sample_rate=audio.sample_rate,
+            sample_rate=prompt.sample_rate,
             progress=lambda done, _: shown.update(done),
         )
     for path, wav in zip(sample_paths(out, samples), result.wav, strict=True):
@@ -306,63 +310,39 @@ def sample_paths(out: Path, samples: int) -> list[Path]:
     return [out.with_stem(f"{out.stem}-{number}") for number in range(1, samples + 1)]
 
 
-def stream_file(
-    prompt: str | Path,
-    run: str | Path,
+def stream_pcm(
+    music: MusicModel,
+    prompt: Audio,
     seconds: float,
     write: Callable[[bytes], object],
     seed: int = 0,
-    *,
-    codec: str | Path | None = None,
-    device: torch.device | str = "cpu",
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    prompt_s: float | None = None,
-    precision: Precision = "fp32",
 ) -> tuple[int, int]:
     """Continues a recording and writes the audio as it is made: 16-bit little-endian PCM, mono, without a header.
 
     Args:
-        prompt: see `continue_file`.
-        run: see `continue_file`.
-        seconds: see `continue_file`.
+        music: the model.
+        prompt: what `read_prompt` gives.
+        seconds: how much to add.
         write: takes the bytes, such as `sys.stdout.buffer.write`.
-        seed: see `continue_file`.
-        codec: see `continue_file`.
-        device: see `continue_file`.
-        sampling: see `continue_file`.
-        prompt_s: see `continue_file`.
-        precision: see `continue_file`.
+        seed: of the sampling.
+        sampling: how codes are drawn.
 
     Returns:
         Samples written, and their rate in Hz.
     """
-    music, audio = _music_and_prompt(prompt, run, codec, device, prompt_s, precision)
-    _say_refills(music, audio.wav.shape[-1] // music.codec.spec.hop_samples, music.frames(seconds))
+    _say_refills(music, prompt, seconds)
     written = 0
-    for piece in music.stream(audio.wav[None], seconds, seed, sampling, sample_rate=audio.sample_rate):
+    for piece in music.stream(prompt.wav[None], seconds, seed, sampling, sample_rate=prompt.sample_rate):
         samples = (piece.clamp(-1, 1) * 32767).round().to(torch.int16).cpu().numpy()
         write(samples.astype("<i2").tobytes())
         written += len(samples)
     return written, music.codec.spec.output_sample_rate
 
 
-def _music_and_prompt(
-    prompt: str | Path,
-    run: str | Path,
-    codec: str | Path | None,
-    device: torch.device | str,
-    prompt_s: float | None,
-    precision: Precision,
-) -> tuple[MusicModel, Audio]:
-    music = load_music(run, codec, device, precision)
-    audio = load_audio(prompt, music.codec.spec.sample_rate, duration_s=prompt_s)
-    for conversion in audio.conversions:
-        say(f"{prompt}: {conversion}")
-    return music, audio
-
-
-def _say_refills(music: MusicModel, given: int, frames: int) -> None:
-    """Says when a continuation is longer than what the model sees at once."""
+def _say_refills(music: MusicModel, prompt: Audio, seconds: float) -> int:
+    """The frames to be added; says when they and the prompt are longer than what the model sees at once."""
+    frames, given = music.frames(seconds), prompt.wav.shape[-1] // music.codec.spec.hop_samples
     seen = music.layout.frames_in(music.model.config.block)
     if given + frames > seen:
         seen_s = float(seen / music.spec.frame_rate)
@@ -370,6 +350,7 @@ def _say_refills(music: MusicModel, given: int, frames: int) -> None:
             f"prompt and continuation are longer than the {seen_s:.1f} s that the model sees at once: whenever those "
             "are full, their last half is kept and read again"
         )
+    return frames
 
 
 def _named_codec(model_folder: Path, path: str | None) -> str:

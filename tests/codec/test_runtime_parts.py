@@ -19,6 +19,7 @@ from xcodec_lm.codec.runtime.checkpoint import (
     save_checkpoint,
 )
 from xcodec_lm.codec.runtime.ema import WeightAverage
+from xcodec_lm.codec.runtime.files import new_folder, write_files
 from xcodec_lm.codec.runtime.order import DataOrder, derive_seed, generator
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 
@@ -311,3 +312,36 @@ def test_one_process_and_children_go_on_themselves(monkeypatch):
     assert launch.relaunch(["codec", "train"], 2) is None
     with pytest.raises(UsageError, match="--gpus must be at least 1, got 0"):
         launch.relaunch(["codec", "train"], 0)
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_a_new_folder_takes_its_place_only_when_whole(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()  # empty: may be replaced
+    for error, said in (
+        (OSError("disk is full"), "cannot write .*out: disk is full"),
+        (XcodecLMError("other"), "other"),
+    ):
+        with pytest.raises(XcodecLMError, match=said), new_folder(out) as folder:
+            (folder / "half").write_text("x")
+            raise error
+        assert list(tmp_path.iterdir()) == [out] and not list(out.iterdir())
+    with new_folder(out) as folder:
+        (folder / "whole").write_text("x")
+        assert not list(out.iterdir())
+    assert list(tmp_path.iterdir()) == [out] and (out / "whole").read_text() == "x"
+
+
+def test_files_are_all_written_or_none(tmp_path):
+    def fails(path):
+        path.write_text("half")
+        raise OSError("disk is full")
+
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(XcodecLMError, match="disk is full; what was there before is unchanged"):
+        write_files(tmp_path, {"a": lambda path: path.write_text("new"), "b": fails})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+    write_files(tmp_path / "deeper", {"a": lambda path: path.write_text("new")})
+    assert (tmp_path / "deeper" / "a").read_text() == "new"

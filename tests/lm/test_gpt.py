@@ -235,6 +235,8 @@ def test_saves_one_copy_of_the_tied_embedding_and_loads_it(tmp_path):
     model.save_pretrained(tmp_path / "m", {"codec": {"fingerprint": "f"}})
     weights = load_file(tmp_path / "m" / "model.safetensors")
     assert sum(value.numel() for value in weights.values()) == model.parameter_count()
+    assert (tmp_path / "m" / "model.safetensors").stat().st_mode & 0o777 == 0o644  # others may read it
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"model.safetensors", "config.json"}
     assert read_model_config(tmp_path / "m")["codec"] == {"fingerprint": "f"}
     loaded = GPT.from_pretrained(tmp_path / "m")
     assert not loaded.training and loaded.config == model.config

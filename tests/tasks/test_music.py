@@ -17,7 +17,7 @@ from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import layout_from
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.tasks.music import load_music
-from xcodec_lm.tasks.music.continuation import continue_file, stream_file
+from xcodec_lm.tasks.music.continuation import continue_file, read_prompt, stream_pcm
 
 SPEC = TokenSpec("levels", 16_000, 8_000, 320, (32, 32, 32), fingerprint="d" * 64)
 
@@ -200,40 +200,42 @@ def test_says_what_is_wrong_with_a_run_folder(tmp_path):
         load_music(tmp_path / "x", LevelCodec())
 
 
-def test_continues_a_file(tmp_path, run, monkeypatch, capsys):
-    monkeypatch.setattr("xcodec_lm.codec.load_codec", lambda source, device="cpu": LevelCodec(), raising=False)
+def test_continues_a_file(tmp_path, run, capsys):
     stereo = torch.stack([prompt(22_050)[0, 0], prompt(22_050)[0, 0] * 0.5], dim=1)
     sf.write(tmp_path / "prompt.wav", stereo.numpy(), 22_050)
-    result = continue_file(tmp_path / "prompt.wav", run, 0.5, tmp_path / "out.wav", seed=3, codec="any")
+    music = load_music(run, LevelCodec())
+    audio = read_prompt(music, tmp_path / "prompt.wav")
+    result = continue_file(music, audio, 0.5, tmp_path / "out.wav", seed=3)
     written, rate = sf.read(tmp_path / "out.wav")
     assert rate == 8_000 and len(written) == 8_000 * 1.5 and result.prompt_frames == 50
     said = capsys.readouterr().err
     assert "mixed 2 channels to mono" in said and "resampled 22050 to 16000 Hz" in said
-    short = continue_file(tmp_path / "prompt.wav", run, 0.5, tmp_path / "short.wav", codec="any", prompt_s=0.4)
-    assert short.prompt_frames == 20
-    made = continue_file(tmp_path / "prompt.wav", run, 2.0, tmp_path / "many.wav", codec="any", samples=2)
+    short = read_prompt(music, tmp_path / "prompt.wav", prompt_s=0.4)
+    assert continue_file(music, short, 0.5, tmp_path / "short.wav").prompt_frames == 20
+    made = continue_file(music, audio, 2.0, tmp_path / "many.wav", samples=2)
     assert sf.info(tmp_path / "many-2.wav").frames == made.wav.shape[2] and not (tmp_path / "many.wav").exists()
     assert "their last half is kept" in capsys.readouterr().err
 
 
-def test_streams_pcm(tmp_path, run, monkeypatch):
-    monkeypatch.setattr("xcodec_lm.codec.load_codec", lambda source, device="cpu": LevelCodec(), raising=False)
+def test_streams_pcm(tmp_path, run):
     save_audio(tmp_path / "prompt.wav", prompt()[0], 16_000)
-    chunks = []
-    written, rate = stream_file(tmp_path / "prompt.wav", run, 0.3, chunks.append, seed=5, codec="any")
-    whole = continue_file(tmp_path / "prompt.wav", run, 0.3, tmp_path / "out.wav", seed=5, codec="any").wav[0, 0]
+    music, chunks = load_music(run, LevelCodec()), []
+    audio = read_prompt(music, tmp_path / "prompt.wav")
+    written, rate = stream_pcm(music, audio, 0.3, chunks.append, seed=5)
+    whole = continue_file(music, audio, 0.3, tmp_path / "out.wav", seed=5).wav[0, 0]
     pcm = np.frombuffer(b"".join(chunks), "<i2")
     assert (written, rate) == (len(pcm), 8_000) and len(chunks) > 10
     np.testing.assert_allclose(pcm / 32767, whole.numpy(), atol=1e-4)
 
 
-def test_refuses_files_before_it_writes(tmp_path, run, monkeypatch):
-    monkeypatch.setattr("xcodec_lm.codec.load_codec", lambda source, device="cpu": LevelCodec(), raising=False)
+def test_refuses_files_before_it_writes(tmp_path, run):
     save_audio(tmp_path / "prompt.wav", prompt()[0], 16_000)
+    music = load_music(run, LevelCodec())
     with pytest.raises(AudioError, match="file not found"):
-        continue_file(tmp_path / "none.wav", run, 1, tmp_path / "out.wav", codec="any")
+        read_prompt(music, tmp_path / "none.wav")
+    audio = read_prompt(music, tmp_path / "prompt.wav")
     with pytest.raises(UsageError, match="seconds"):
-        continue_file(tmp_path / "prompt.wav", run, 0, tmp_path / "out.wav", codec="any")
+        continue_file(music, audio, 0, tmp_path / "out.wav")
     with pytest.raises(XcodecLMError, match="is no folder"):
-        continue_file(tmp_path / "prompt.wav", run, 1, tmp_path / "no" / "out.wav", codec="any")
+        continue_file(music, audio, 1, tmp_path / "no" / "out.wav")
     assert not (tmp_path / "out.wav").exists()

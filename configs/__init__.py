@@ -8,6 +8,7 @@ from xcodec_lm.configs.errors import ConfigError, XcodecLMError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.configs.loader import FAMILIES, from_dict, load, preset_text, presets, save, to_dict
+from xcodec_lm.configs.tts import TTSTrainConfig
 
 __all__ = [
     "FAMILIES",
@@ -15,6 +16,7 @@ __all__ = [
     "ConfigError",
     "HubertTrainConfig",
     "LMTrainConfig",
+    "TTSTrainConfig",
     "XcodecLMError",
     "from_dict",
     "load",

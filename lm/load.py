@@ -10,7 +10,7 @@ import torch
 
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.lm.gpt import GPT, MODEL_TYPE, read_model_config
 from xcodec_lm.lm.layouts import Layout, layout_from
 
 
@@ -37,11 +37,7 @@ def load_lm(folder: Path, device: torch.device | str = "cpu") -> Loaded:
     Raises:
         XcodecLMError: no model there, or its parts do not fit each other.
     """
-    facts = read_model_config(folder).get("codec")
-    if not isinstance(facts, dict) or "spec" not in facts:
-        raise XcodecLMError(
-            f"{folder / 'config.json'} names no codec", "export the model with the trainer that made it"
-        )
+    facts = model_facts(folder)["codec"]
     spec = TokenSpec.from_dict(facts["spec"])
     model = GPT.from_pretrained(folder, device)
     layout = layout_from(model.config.layout, spec)
@@ -51,6 +47,24 @@ def load_lm(folder: Path, device: torch.device | str = "cpu") -> Loaded:
             "its config.json was changed; export the model again",
         )
     return Loaded(model, layout, spec, facts)
+
+
+def model_facts(folder: Path, kind: str = MODEL_TYPE) -> dict[str, Any]:
+    """What config.json of a model folder says, the codec among it.
+
+    Args:
+        folder: of the model.
+        kind: `model_type` that it must have.
+
+    Raises:
+        XcodecLMError: no such model there, or it names no codec.
+    """
+    facts = read_model_config(folder, kind)
+    if not isinstance(facts.get("codec"), dict) or "spec" not in facts["codec"]:
+        raise XcodecLMError(
+            f"{folder / 'config.json'} names no codec", "export the model with the trainer that made it"
+        )
+    return facts
 
 
 def find_model(folder: str | Path) -> Path:
@@ -68,3 +82,24 @@ def find_model(folder: str | Path) -> Path:
             f"{folder} has no model/ yet: its training has not finished", "give the train command again"
         )
     raise XcodecLMError(f"{folder} holds no language model", "give a run folder, or its model/")
+
+
+def named_codec(model_folder: Path, path: str | None) -> str:
+    """The codec that a model's config.json names: a folder relative to the run, or a name.
+
+    Raises:
+        XcodecLMError: it names none, or a folder that is gone.
+    """
+    if path is None:
+        raise XcodecLMError(
+            f"{model_folder / 'config.json'} does not say where the codec is: its tokens were stored without a path",
+            "give the codec with --codec",
+        )
+    local = (model_folder.resolve().parent / path).resolve()
+    if local.exists():
+        return str(local)
+    if path.startswith(("..", "/")):
+        raise XcodecLMError(
+            f"the codec of {model_folder} is not at {local}, where its config.json says", "give the codec with --codec"
+        )
+    return path

@@ -70,7 +70,10 @@ class Objective(nn.Module):
 
     Attributes:
         weights: parameters that every position is multiplied with.
+        facts: JSON values that the exported model's config.json gets.
     """
+
+    facts: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, model: nn.Module, books: Sequence[int]):
         super().__init__()

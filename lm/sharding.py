@@ -33,13 +33,13 @@ def shard(model: nn.Module, run: Run) -> None:
     """
     if run.world == 1:
         raise ConfigError("run.shard needs several devices", "start it with --gpus N or torchrun, or leave it out")
-    blocks = model.get_submodule("blocks")
-    assert isinstance(blocks, nn.ModuleList)
-    for block in blocks:
-        fully_shard(block)
+    for name, part in model.named_modules():
+        if name.rpartition(".")[2] == "blocks" and isinstance(part, nn.ModuleList):
+            for block in part:
+                fully_shard(block)
     fully_shard(model)
     # These are called in place of `forward`, and need their weights gathered as well.
-    for name in ("hidden", "logits", "slot_logits", "read_rows"):
+    for name in ("hidden", "logits", "slot_logits", "read_rows", "hidden_rows"):
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
 

@@ -108,7 +108,7 @@ class Trainer:
             done = step + 1
         if self.average:
             self.average.copy_to(self.exported)
-        facts = {"codec": codec_facts(run.folder, self.material.store), "steps": done}
+        facts = {"codec": codec_facts(run.folder, self.material.store), "steps": done, **objective.facts}
         if config.run.shard:
             from xcodec_lm.lm.sharding import gathered
 

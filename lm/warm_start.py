@@ -9,12 +9,13 @@ import torch
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import ConfigError
-from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.lm.gpt import GPT, MODEL_TYPE, read_model_config
 from xcodec_lm.lm.load import find_model
+from xcodec_lm.lm.valle_model import ValleModel
 
 
 @torch.no_grad()
-def start_from(model: GPT, source: str, spec: TokenSpec) -> None:
+def start_from(model: GPT | ValleModel, source: str | Path, spec: TokenSpec) -> None:
     """Copies the weights of a trained model.
 
     Learned positions may be more or fewer: those that both have are copied, and it is said. All else must be equal.
@@ -28,18 +29,18 @@ def start_from(model: GPT, source: str, spec: TokenSpec) -> None:
         ConfigError: another codec's tokens, another layout, or other sizes.
     """
     folder = find_model(Path(source))
-    facts = read_model_config(folder).get("codec") or {}
+    kind = model.kind if isinstance(model, ValleModel) else MODEL_TYPE
+    facts = read_model_config(folder, kind).get("codec") or {}
     theirs = facts.get("fingerprint")
     if theirs and spec.fingerprint and theirs != spec.fingerprint:
         raise ConfigError(
             f"{source} speaks the tokens of codec {theirs[:12]}, but data.tokens are those of {spec.fingerprint[:12]}",
             "tokenize with the codec that it was trained with",
         )
-    trained = GPT.from_pretrained(folder)
-    if trained.config.layout != model.config.layout or trained.vocab_size != model.vocab_size:
+    trained = type(model).from_pretrained(folder)
+    if trained.config.layout != model.config.layout:
         raise ConfigError(
-            f"{source} has layout {trained.config.layout} of {trained.vocab_size} ids, this run "
-            f"{model.config.layout} of {model.vocab_size}",
+            f"{source} has layout {trained.config.layout}, this run {model.config.layout}",
             "give model.layout the same values",
         )
     own, given = model.state_dict(), trained.state_dict()

@@ -30,6 +30,7 @@ from xcodec_lm.tasks.commands import (
     general,
     hubert,
     music,
+    tts,
 )
 
 
@@ -189,6 +190,9 @@ COMMANDS: dict[str, Command] = {
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
     "eval train-evaluators": Command(evaluate.train_evaluators, "small judges of generated speech from your own data"),
+    "tts train": Command(tts.tts_train, "train VALL-E's AR and NAR over token stores of speech with text", parses=True),
+    "tts say": Command(tts.tts_say, "speak a text in the voice of a recording"),
+    "tts eval": Command(tts.tts_eval, "word errors and likeness of zero-shot speech, beside codec and controls"),
     "export": Command(export.export, "a language model as a folder for transformers, vLLM or SGLang"),
     "music card": Command(music.music_card, "a run as a model folder for others: half precision, card, provenance"),
     "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),

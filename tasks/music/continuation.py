@@ -22,7 +22,7 @@ from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.lm.engine import Engine, continue_codes
 from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import Layout
-from xcodec_lm.lm.load import find_model, load_lm
+from xcodec_lm.lm.load import find_model, load_lm, named_codec
 from xcodec_lm.lm.precision import Precision, in_precision
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
@@ -217,7 +217,7 @@ def load_music(
     model_folder = shipped if not Path(folder).exists() and shipped.is_dir() else find_model(folder)
     loaded = load_lm(model_folder, device)
     if codec is None:
-        codec = _named_codec(model_folder, loaded.facts.get("path"))
+        codec = named_codec(model_folder, loaded.facts.get("path"))
     if isinstance(codec, (str, Path)):
         from xcodec_lm.codec import load_codec
 
@@ -351,20 +351,3 @@ def _say_refills(music: MusicModel, prompt: Audio, seconds: float) -> int:
             "are full, their last half is kept and read again"
         )
     return frames
-
-
-def _named_codec(model_folder: Path, path: str | None) -> str:
-    """The codec that a model's config.json names: a folder relative to the run, or a name."""
-    if path is None:
-        raise XcodecLMError(
-            f"{model_folder / 'config.json'} does not say where the codec is: its tokens were stored without a path",
-            "give the codec with --codec",
-        )
-    local = (model_folder.resolve().parent / path).resolve()
-    if local.exists():
-        return str(local)
-    if path.startswith(("..", "/")):
-        raise XcodecLMError(
-            f"the codec of {model_folder} is not at {local}, where its config.json says", "give the codec with --codec"
-        )
-    return path

@@ -1,0 +1,148 @@
+"""Commands of the noun `tts`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from xcodec_lm.codec.runtime.progress import Progress, say
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
+from xcodec_lm.tasks.commands.common import Device, OutFile, OutOption, Result, device_of, train_command
+
+DEFAULT_RUN = "tts-tiny"
+"""The shipped speech model that commands take unless they are told another."""
+
+
+def tts_train(argv: list[str]) -> Result | int:
+    """The command `tts train`."""
+    return train_command("tts", "tts", argv)
+
+
+def tts_say(
+    out: OutFile, run: str = DEFAULT_RUN, text: str | None = None, prompt: Path | None = None,
+    prompt_text: str | None = None, manifest: Path | None = None,
+    best_of: Annotated[int, arg(aliases=("-n",))] = 1, stream: bool = False, seed: int = 0, codec: str | None = None,
+    codec_stage: Literal["nar", "ar"] = "nar", temperature: float = 1.0, top_k: int = 0, top_p: float = 0.95,
+    ras_window: int = 10, nar_temperature: float = 0.0, retries: int = 2, recogniser: str | None = None,
+    device: Device = "auto",
+) -> Result | int:  # fmt: skip
+    """Speaks a text in the voice of a recording.
+
+    With `--stream` every sentence is written as soon as it is spoken; `-o -` then writes 16-bit mono PCM without a
+    header to the standard output. With `--manifest` many texts are spoken together, into the folder `-o`.
+
+    Args:
+        out: the audio file to write, `-` for the standard output, or with --manifest a folder.
+        run: folder of `tts train`, or the name of a shipped model.
+        text: what to say.
+        prompt: a recording of the voice; without it the model chooses one.
+        prompt_text: what is said in it. Without it the prompt is transcribed by --recogniser, else used without text.
+        manifest: JSON lines with `id`, `text` and, optionally, `prompt_audio` (relative to the file), `prompt_text`
+            and `seed`.
+        best_of: drafts of each sentence, of which the likeliest for its length is kept.
+        stream: write sentence by sentence.
+        seed: of the draws.
+        codec: the codec, if it is no longer where the run says.
+        codec_stage: `ar` speaks the first codebook alone.
+        temperature: of the first codebook; 0 takes the likeliest code.
+        top_k: draw from this many likeliest codes; 0 from all.
+        top_p: draw from the likeliest codes that hold this much probability.
+        ras_window: repetition-aware sampling looks at so many codes before; 0 is off.
+        nar_temperature: of the other codebooks; 0 takes the likeliest codes.
+        retries: further drafts where speech did not end by itself.
+        recogniser: transcribes prompts: a folder of `eval train-evaluators`, or a CTC or Whisper model's.
+        device: where to compute.
+    """
+    from xcodec_lm.lm.sampling import Sampling
+    from xcodec_lm.tasks.tts.speech import Speaking
+    from xcodec_lm.tasks.tts.voice import load_tts
+
+    if (text is None) == (manifest is None):
+        raise UsageError("tts say needs --text or --manifest, one of them")
+    speaking = Speaking(
+        Sampling(temperature, top_k, top_p, ras_window=ras_window), codec_stage,
+        Sampling(nar_temperature) if nar_temperature else None, best_of, retries,
+    )  # fmt: skip
+    where = device_of(device)
+    tts = load_tts(run, codec, where)
+    if manifest is not None:
+        from xcodec_lm.tasks.tts.batch import say_manifest
+
+        return say_manifest(tts, manifest, out, speaking, seed, recogniser)
+    if prompt is not None and prompt_text is None and recogniser is not None:
+        from xcodec_lm.tasks.tts.batch import transcribe
+
+        prompt_text = transcribe(prompt, recogniser)
+        say(f"{prompt}: heard as {prompt_text!r}")
+    voice = None if prompt is None else tts.prompt(prompt, prompt_text)
+    if voice is not None and voice.text is None:
+        say("the prompt is used without text: give --prompt-text, or --recogniser, for a better likeness")
+    assert text is not None
+    if str(out) == "-" and not stream:
+        raise UsageError("-o - writes audio while it is made", "add --stream")
+    if stream:
+        from xcodec_lm.tasks.tts.batch import say_stream
+
+        result = say_stream(tts, text, voice, seed, speaking, sys.stdout.buffer if str(out) == "-" else out)
+        return 0 if str(out) == "-" else result
+    if not out.parent.is_dir():
+        raise XcodecLMError(f"cannot write {out}: {out.parent} is no folder", "make the folder first")
+    from xcodec_lm.tasks.tts.batch import describe_speech, write_speech
+
+    with Progress("tts say", 1) as shown:
+        spoken = tts.say(text, voice, seed=seed, speaking=speaking)
+        shown.update(1)
+    write_speech(spoken, out)
+    return Result(f"{out}: {describe_speech(spoken)}", {"audio": str(out), "seed": seed, **spoken.report()})
+
+
+def tts_eval(
+    manifest: Positional[Path], /, runs: tuple[str, ...], judges: Path, out: OutOption = None,
+    codecs: tuple[str, ...] = (), best_of: int = 1, temperature: float = 1.0, top_p: float = 0.95, ras_window: int = 10,
+    most: int | None = None, controls: bool = True, seed: int = 0, device: Device = "auto",
+) -> Result:  # fmt: skip
+    """Measures zero-shot speech: word errors and likeness of the voice, beside real recordings, the codec and chance.
+
+    Args:
+        manifest: list of `data continual`: utterances with text, each with a prompt.
+        runs: folders of `tts train`; the first is compared with each of the others.
+        judges: folder of `eval train-evaluators`, or of a CTC or Whisper model's.
+        out: folder for the audio of every system, items.jsonl and result.json.
+        codecs: of each run, if they are no longer where the runs say.
+        best_of: drafts of each utterance.
+        temperature: of the first codebook.
+        top_p: of the first codebook.
+        ras_window: of repetition-aware sampling; 0 is off.
+        most: take the first so many rows alone.
+        controls: also shuffled texts and untrained models.
+        seed: of draws and intervals.
+        device: where to compute.
+    """
+    import json
+
+    from xcodec_lm.lm.sampling import Sampling
+    from xcodec_lm.tasks.eval.speaker import load_speaker_embedder
+    from xcodec_lm.tasks.eval.transcribers import load_transcriber
+    from xcodec_lm.tasks.tts.evaluate import Judges, evaluate_tts, format_tts, write_items
+    from xcodec_lm.tasks.tts.speech import Speaking
+    from xcodec_lm.tasks.tts.voice import load_tts
+
+    if not runs or (codecs and len(codecs) != len(runs)):
+        raise UsageError(f"{len(codecs)} codecs for {len(runs)} runs", "give --runs, and one codec for each or none")
+    where = device_of(device)
+    listeners = Judges(
+        load_transcriber(judges, where),
+        load_speaker_embedder(judges, where) if (judges / "speaker").is_dir() else None,
+    )
+    loaded = [
+        (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
+    ]
+    speaking = Speaking(Sampling(temperature, top_p=top_p, ras_window=ras_window), best_of=best_of)
+    data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls)
+    if out is not None:
+        write_items(data, out / "items.jsonl")
+        (out / "result.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return Result(format_tts(data), {key: value for key, value in data.items() if key != "items"})

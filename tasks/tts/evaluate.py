@@ -1,0 +1,297 @@
+"""Measuring zero-shot speech: word errors and likeness of the voice, beside what they cannot be better than and what
+they must be better than.
+
+For every run: the first codebook alone and all of them, as the paper's Table 1; the codec's resynthesis of the same
+recordings; the same model given other texts; and a model that was never trained. All systems speak the same rows, so
+differences are paired.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xcodec_lm.codec.audio import load_audio, resample, save_audio
+from xcodec_lm.codec.runtime.progress import Progress, say
+from xcodec_lm.codec.tokens import AudioTokenizer
+from xcodec_lm.configs.errors import UsageError
+from xcodec_lm.lm.valle_ar import ValleAR
+from xcodec_lm.lm.valle_nar import ValleNAR
+from xcodec_lm.tasks.eval.intervals import LEAST_UNITS
+from xcodec_lm.tasks.eval.speaker import SimilarityReport, SpeakerEmbedder, Voice, compare_with_prompts
+from xcodec_lm.tasks.eval.transcribers import Transcriber
+from xcodec_lm.tasks.eval.wer import Counts, Pair, difference_estimate, rate_estimate, word_counts
+from xcodec_lm.tasks.tts.batch import make_line, read_lines
+from xcodec_lm.tasks.tts.speech import Line, Speaking
+from xcodec_lm.tasks.tts.voice import TTS
+
+RATE = 16_000
+MOST_WER = 0.10
+"""A recogniser that errs more on real recordings gives no verdict."""
+TRUTH = "ground truth"
+
+
+@dataclass
+class System:
+    """What one system made of all rows.
+
+    Attributes:
+        name: shown in the table.
+        wavs: (N,) at 16 kHz of each row.
+        heard: what the recogniser heard.
+        counts: its word errors.
+        likeness: of the voices to their prompts; None without a judge of voices.
+        ended: how many utterances ended in which way.
+    """
+
+    name: str
+    wavs: list[np.ndarray]
+    heard: list[str]
+    counts: list[Counts]
+    likeness: SimilarityReport | None
+    ended: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who listens.
+
+    Attributes:
+        transcriber: hears words.
+        embedder: compares voices; None leaves that out.
+    """
+
+    transcriber: Transcriber
+    embedder: SpeakerEmbedder | None = None
+
+
+def evaluate_tts(
+    runs: Sequence[tuple[str, TTS]], manifest: Path, judges: Judges, out: Path | None = None,
+    speaking: Speaking = Speaking(), seed: int = 0, most: int | None = None, controls: bool = True,  # noqa: B008
+) -> dict[str, Any]:  # fmt: skip
+    """Lets runs speak a list, and measures what they say.
+
+    Args:
+        runs: names and models; the first is compared with each of the others.
+        manifest: of `data continual`: rows with `audio`, `text`, `speaker`, and a prompt.
+        judges: who listens; neither may have been made from what it judges.
+        out: folder for the audio and items.jsonl; None writes nothing.
+        speaking: how the runs speak.
+        seed: of draws and intervals.
+        most: take the first so many rows alone.
+        controls: also the same models with shuffled texts, and untrained ones.
+
+    Returns:
+        Plain values: `systems`, `differences`, `rows`, `judges`; `format_tts` makes a table of them.
+
+    Raises:
+        UsageError: the list cannot be read, or a row has no recording.
+    """
+    rows = read_lines(manifest)[:most]
+    for row in rows:
+        if not row.get("audio") or not isinstance(row.get("text"), str):
+            raise UsageError(f"row {row['id']} of {manifest} has no audio or no text", "make it with data continual")
+    real = [load_audio(manifest.parent / row["audio"], RATE).wav[0].numpy() for row in rows]
+    prompts = [_prompt_voice(row, manifest.parent) for row in rows]
+    listen = _Listener(rows, prompts, judges, out, seed)
+    systems = [listen(TRUTH, real, {})]
+    jobs = sum(3 + 2 * controls for _ in runs)
+    with Progress("tts eval", jobs) as shown:
+        for number, (name, tts) in enumerate(runs):
+            lines = [make_line(tts, row, manifest.parent, seed + index, None, {}) for index, row in enumerate(rows)]
+            made: list[tuple[str, Callable[[], tuple[list[np.ndarray], dict[str, int]]]]] = [
+                ("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], {})),
+                ("AR", lambda tts=tts, lines=lines: _speak(tts, lines, replace(speaking, codec_stage="ar"))),
+            ]
+            if tts.nar is not None:
+                made.append(("AR+NAR", lambda tts=tts, lines=lines: _speak(tts, lines, speaking)))
+            if controls:
+                other = [
+                    replace(line, text=lines[index - 1].text) if not line.continual else line
+                    for index, line in enumerate(lines)
+                ]
+                made.append(("shuffled text", lambda tts=tts, other=other: _speak(tts, other, speaking)))
+                made.append(("untrained", lambda tts=tts, lines=lines: _speak(untrained(tts, seed), lines, speaking)))
+            for place, (what, make) in enumerate(made):
+                wavs, ended = make()
+                systems.append(listen(f"{name}: {what}", wavs, ended))
+                shown.update(number * len(made) + place + 1)
+    return _result(systems, rows, judges, [name for name, _ in runs], seed)
+
+
+def untrained(tts: TTS, seed: int = 0) -> TTS:
+    """The same models with the weights that training starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ar = ValleAR(tts.ar.config).to(tts.device).eval()
+        nar = None if tts.nar is None else ValleNAR(tts.nar.config).to(tts.device).eval()
+    other = copy.copy(tts)
+    other.ar, other.nar = ar, nar
+    return other
+
+
+class _Listener:
+    """Judges what a system made."""
+
+    def __init__(self, rows: list[dict[str, Any]], prompts: list[Voice], judges: Judges, out: Path | None, seed: int):
+        self.rows, self.prompts, self.judges, self.out, self.seed = rows, prompts, judges, out, seed
+
+    def __call__(self, name: str, wavs: list[np.ndarray], ended: dict[str, int]) -> System:
+        heard = self.judges.transcriber.transcribe(wavs)
+        pairs = _pairs(self.rows, heard)
+        likeness = None
+        if self.judges.embedder is not None:
+            likeness = compare_with_prompts(self.judges.embedder, wavs, self.prompts, seed=self.seed)
+        if self.out is not None:
+            folder = self.out / name.replace(": ", "-").replace(" ", "-").replace("+", "-").lower()
+            folder.mkdir(parents=True, exist_ok=True)
+            for row, wav in zip(self.rows, wavs, strict=True):
+                path = folder / f"{row['id']}.flac"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_audio(path, torch.from_numpy(wav)[None], RATE)
+        return System(name, wavs, heard, word_counts(pairs), likeness, ended)
+
+
+def _pairs(rows: list[dict[str, Any]], heard: Sequence[str]) -> list[Pair]:
+    """Intervals go over speakers where there are enough, else over utterances; then they are of these speakers."""
+    speakers = len(_speakers(rows)) >= LEAST_UNITS
+    return [
+        Pair(row["id"], row["text"], words, str(row["speaker"]) if speakers else "")
+        for row, words in zip(rows, heard, strict=True)
+    ]
+
+
+def _speakers(rows: list[dict[str, Any]]) -> set[str]:
+    return {str(row["speaker"]) for row in rows if row.get("speaker")}
+
+
+def _prompt_voice(row: dict[str, Any], folder: Path) -> Voice:
+    path = folder / str(row.get("prompt_audio") or row["audio"])
+    seconds = None if row.get("prompt_audio") else row.get("prompt_s")
+    wav = load_audio(path, RATE, duration_s=seconds).wav[0].numpy()
+    name = str(row.get("prompt_id") or row["id"])
+    return Voice(wav, str(row.get("speaker") or name), str(row.get("source") or ""), name)
+
+
+def _resynthesis(codec: AudioTokenizer, wav: np.ndarray) -> np.ndarray:
+    spec = codec.spec
+    given = torch.from_numpy(resample(wav, RATE, spec.sample_rate))[None, None]
+    with torch.inference_mode():
+        tokens = codec.encode(given.to(getattr(codec, "device", "cpu")), sample_rate=spec.sample_rate)
+        made, lengths = codec.decode(tokens)
+    return resample(made[0, 0, : int(lengths[0])].float().cpu().numpy(), spec.output_sample_rate, RATE)
+
+
+def _speak(tts: TTS, lines: list[Line], speaking: Speaking) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Speech at 16 kHz; that of continual lines behind their prompt."""
+    wavs: list[np.ndarray] = []
+    ended = {"eos": 0, "limit": 0, "loop": 0}
+    for start in range(0, len(lines), speaking.lanes):
+        for line, spoken in zip(
+            lines[start : start + speaking.lanes], tts.say_all(lines[start : start + speaking.lanes], speaking),
+            strict=True,
+        ):  # fmt: skip
+            ended[spoken.ended] += 1
+            wav = resample(spoken.wav[0].numpy(), spoken.sample_rate, RATE)
+            if line.continual and line.prompt is not None:
+                wav = np.concatenate([tts.heard(line.prompt, RATE), wav])
+            wavs.append(wav)
+    return wavs, ended
+
+
+def _result(
+    systems: list[System], rows: list[dict[str, Any]], judges: Judges, runs: list[str], seed: int
+) -> dict[str, Any]:
+    by_name = {system.name: system for system in systems}
+    table, references = [], _pairs(rows, systems[0].heard)
+    for system in systems:
+        line: dict[str, Any] = {
+            "system": system.name,
+            "wer": rate_estimate(system.counts, references, seed).to_dict(),
+            "ended": system.ended,
+        }
+        if system.likeness is not None:
+            line["similarity"] = system.likeness.to_dict()
+        table.append(line)
+    truth = table[0]["wer"]["value"]
+    trusted = truth is not None and truth <= MOST_WER
+    if not trusted:
+        say(f"the recogniser errs on {truth:.1%} of the words of real recordings: its figures give no verdict")
+    differences = []
+    for name in runs:
+        pairs = [(f"{name}: AR+NAR", f"{name}: resynthesis"), (f"{name}: AR+NAR", f"{name}: shuffled text")]
+        if name != runs[0]:
+            pairs += [(f"{runs[0]}: {what}", f"{name}: {what}") for what in ("AR", "AR+NAR")]
+        for one, other in pairs:
+            if one in by_name and other in by_name:
+                found = difference_estimate(by_name[one].counts, by_name[other].counts, references, seed)
+                verdict = found.verdict(lower_is_better=True) if trusted else "not decidable"
+                differences.append({"a": one, "b": other, "wer": found.to_dict(), "verdict": verdict})
+    items = [
+        {
+            "id": row["id"], "text": row["text"], "speaker": row.get("speaker"),
+            **{system.name: {"heard": system.heard[index], "errors": system.counts[index].errors,
+                             "words": system.counts[index].length} for system in systems},
+        }
+        for index, row in enumerate(rows)
+    ]  # fmt: skip
+    listeners = {"recogniser": judges.transcriber.name, "ancestry": judges.transcriber.ancestry}
+    if judges.embedder is not None:
+        listeners |= {"voices": judges.embedder.name, "voices_ancestry": judges.embedder.ancestry}
+    return {
+        "rows": len(rows), "speakers": len(_speakers(rows)), "systems": table, "differences": differences,
+        "judges": listeners, "items": items,
+    }  # fmt: skip
+
+
+def format_tts(data: dict[str, Any]) -> str:
+    """The result of `evaluate_tts` as a table."""
+    judges = data["judges"]
+    few = data["speakers"] < LEAST_UNITS
+    lines = [
+        f"{data['rows']} utterances of {data['speakers']} speaker(s), intervals over "
+        + ("utterances: they are of these speakers alone" if few else "speakers"),
+        f"WER[{judges['recogniser']}] in %, lower is better; likeness to the own prompt and "
+        "to other speakers of the source",
+        "",
+        f"{'system':<34}{'WER':>8}  {'95 %':<14}{'own':>7}{'others':>8}   ended by itself",
+    ]
+    for row in data["systems"]:
+        wer, like = row["wer"], row.get("similarity")
+        text = f"{row['system']:<34}{_percent(wer['value']):>8}  {_interval(wer):<14}"
+        text += f"{_number(like['own']['value']):>7}{_number(like['others']['value']):>8}" if like else " " * 15
+        total = sum(row["ended"].values())
+        lines.append(text + (f"   {row['ended']['eos']} of {total}" if total else ""))
+    lines += ["", "differences in WER, paired (percentage points):"]
+    for row in data["differences"]:
+        lines.append(
+            f"  {row['a']} - {row['b']}: {_percent(row['wer']['value'])} {_interval(row['wer'])}: {row['verdict']}"
+        )
+    return "\n".join(lines)
+
+
+def write_items(data: dict[str, Any], path: Path) -> None:
+    """Writes what was heard of every row, one JSON line each."""
+    text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in data["items"])
+    path.write_text(text, encoding="utf-8")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    if estimate.get("low") is None:
+        return "[-]"
+    return f"[{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"

@@ -1,0 +1,152 @@
+"""What is asked of the speech models, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from xcodec_lm.configs.errors import UsageError
+from xcodec_lm.lm.sampling import Sampling
+
+Ending = Literal["eos", "limit", "loop"]
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """How to speak.
+
+    Attributes:
+        sampling: of the first codebook.
+        codec_stage: `nar` speaks all codebooks, `ar` the first alone, as the paper's AR columns.
+        nar_sampling: of the others; None takes the likeliest code.
+        best_of: drafts of each sentence; the likeliest for its length, of those that end by themselves, is kept.
+        retries: further drafts, with repetition-aware sampling, where none ended by itself.
+        most_units: symbols of text that are spoken at once; longer texts are split.
+        lanes: drafts decoded at once.
+    """
+
+    sampling: Sampling = Sampling(top_p=0.95, ras_window=10)  # noqa: RUF009 - frozen
+    codec_stage: Literal["ar", "nar"] = "nar"
+    nar_sampling: Sampling | None = None
+    best_of: int = 1
+    retries: int = 2
+    most_units: int = 200
+    lanes: int = 8
+
+    def __post_init__(self):
+        if min(self.best_of, self.lanes, self.most_units) < 1 or self.retries < 0:
+            raise UsageError("best-of, lanes and most-units must be at least 1, retries at least 0")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A voice.
+
+    Attributes:
+        codes: (Q, P) int64.
+        text: what is said in it, or None.
+    """
+
+    codes: Tensor
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something to say.
+
+    Attributes:
+        text: what.
+        prompt: the voice; None lets the model choose one.
+        seed: of the draws.
+        continual: the prompt is the beginning of the text itself, which is to be gone on with.
+    """
+
+    text: str
+    prompt: Prompt | None = None
+    seed: int = 0
+    continual: bool = False
+
+
+@dataclass
+class Sentence:
+    """What became of a sentence.
+
+    Attributes:
+        text: as it was read.
+        units: symbols of it.
+        codes: (n_q, T) of the speech, without the prompt.
+        ended: `eos`: by itself; `limit`: it was cut after as many frames as such a text may take; `loop`: it repeated
+            itself and was cut there.
+        score: mean log-likelihood of a code of the first book.
+        drafts: how many were made.
+        unknown: symbols that the model does not know.
+    """
+
+    text: str
+    units: int
+    codes: Tensor
+    ended: Ending
+    score: float
+    drafts: int
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass
+class Spoken:
+    """Speech.
+
+    Attributes:
+        wav: (1, N) audio.
+        sample_rate: of it, in Hz.
+        sentences: of the text, in order.
+        wall_s: seconds that it took, shared with what was spoken beside it.
+    """
+
+    wav: Tensor
+    sample_rate: int
+    sentences: list[Sentence] = field(default_factory=list)
+    wall_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.wav.shape[-1] / self.sample_rate
+
+    @property
+    def ended(self) -> Ending:
+        """The worst ending of its sentences."""
+        endings = {sentence.ended for sentence in self.sentences}
+        return "loop" if "loop" in endings else "limit" if "limit" in endings else "eos"
+
+    def report(self) -> dict[str, object]:
+        """Plain values."""
+        frames, units = sum(s.codes.shape[1] for s in self.sentences), sum(s.units for s in self.sentences)
+        return {
+            "ended": self.ended,
+            "seconds": round(self.seconds, 3),
+            "frames_per_unit": round(frames / max(units, 1), 2),
+            "real_time_factor": round(self.wall_s / max(self.seconds, 1e-9), 3),
+            "sentences": [
+                {"text": s.text, "ended": s.ended, "frames": s.codes.shape[1], "units": s.units,
+                 "score": round(s.score, 3), "drafts": s.drafts, "unknown": list(s.unknown)}
+                for s in self.sentences
+            ],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long speech takes, by the training texts: frames for each symbol.
+
+    Attributes:
+        least: hardly any utterance had fewer.
+        usual: the median.
+        most: hardly any had more.
+    """
+
+    least: float
+    usual: float
+    most: float

@@ -1,0 +1,269 @@
+"""Utterances as examples, and AR and NAR trained on them: what is read, what is predicted, exact resume, learning."""
+
+import numpy as np
+import pytest
+import torch
+
+from xcodec_lm.codec.runtime.run import RunOptions, read_metrics
+from xcodec_lm.codec.tokens import TokenSpec
+from xcodec_lm.configs.errors import ConfigError, XcodecLMError
+from xcodec_lm.configs.lm import LMRunConfig
+from xcodec_lm.configs.run import OptimConfig
+from xcodec_lm.configs.tts import SpeechDataConfig, TTSTrainConfig
+from xcodec_lm.configs.valle import ValleConfig
+from xcodec_lm.lm.engine import Engine
+from xcodec_lm.lm.examples import IGNORED
+from xcodec_lm.lm.gpt import read_model_config
+from xcodec_lm.lm.load import find_model
+from xcodec_lm.lm.requests import Request
+from xcodec_lm.lm.sampling import Sampling
+from xcodec_lm.lm.shards import StoreWriter, TokenStore
+from xcodec_lm.lm.speech import Utterances, ar_example, nar_example
+from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
+from xcodec_lm.lm.valle_nar import ValleNAR, refine
+from xcodec_lm.lm.valle_train import describe, summary, train_stage
+
+K, BOOKS, RATE = 16, 3, 50
+SPEC = TokenSpec("toy", 16_000, 16_000, 320, (K,) * BOOKS, fingerprint="c" * 64)
+LETTERS = "abcd"
+MODEL = ValleConfig(
+    layers=2, heads=2, dim=32, mlp_dim=64, dropout=0.0, text_size=16, n_q=BOOKS, codebook_size=K, block=128
+)
+
+
+def encode(text):
+    """bos, letters, eos; a space is a symbol, too."""
+    return [1, *(4 + " abcd".index(letter) for letter in text), 2]
+
+
+def speak(text, voice):
+    """Codes (T, Q) of a text: three frames a letter; the further books depend on those before and on the voice."""
+    first = np.repeat([LETTERS.index(letter) for letter in text if letter != " "], 3) + 4 * (voice % 2)
+    second = (first * 3 + voice) % K
+    return np.stack([first, second, (first + second) % K], axis=1)
+
+
+def make_store(folder, count=64, codec=None, extra=()):
+    rng = np.random.default_rng(0)
+    with StoreWriter(folder, SPEC, codec=codec) as writer:
+        for number in range(count):
+            text, voice = "".join(rng.choice(list(LETTERS), rng.integers(2, 6))), number % 4
+            row = {"id": f"u{number}", "split": "dev" if number % 8 == 7 else "train", "text": text}
+            writer.add({**row, "speaker": f"v{voice}"}, speak(text, voice))
+        for row, codes in extra:
+            writer.add(row, codes)
+    return folder
+
+
+def make_config(tokens, steps=6, stage="both", **data):
+    data = {"batch_codes": 512, "micro_batch_codes": 256, "eval_batches": 4, "min_s": 0.01, **data}
+    optim = OptimConfig(steps=steps, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, schedule="cosine", clip_norm=1.0)
+    return TTSTrainConfig(
+        stage=stage,
+        model=MODEL,
+        data=SpeechDataConfig(tokens=(str(tokens),), **data),
+        optim=optim,
+        nar_optim=optim,
+        run=LMRunConfig(log_every=1, eval_every=3, save_every=3, samples=0),
+    )
+
+
+def options(out, **values):
+    return RunOptions(out=out, device="cpu", **values)
+
+
+def rows_of(folder):
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in read_metrics(folder)]
+
+
+def utterances(folder, stage, split="train", block=128, **data):
+    settings = SpeechDataConfig(tokens=(str(folder),), batch_codes=512, min_s=0.01, **data)
+    store = TokenStore.open(folder)
+    return Utterances(store, split, encode, ar_layout(MODEL, SPEC), stage, BOOKS, block, settings, seed=0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("speech") / "tokens")
+
+
+# ---------------------------------------------------------------------- examples
+
+
+def test_the_ar_reads_text_bos_and_codes_and_predicts_codes_and_eos():
+    layout = ar_layout(MODEL, SPEC)
+    codes = speak("ab", 1).T
+    example = ar_example(layout, encode("ab"), codes)
+    bos, eos = layout.vocabulary.bos, layout.vocabulary.eos
+    assert example.inputs[:, 0].tolist() == [*encode("ab"), bos, *codes[0].tolist()]
+    assert example.targets[:, 0].tolist() == [IGNORED] * 4 + [*codes[0].tolist(), eos]
+    assert example.text.tolist() == [True] * 4 + [False] * 7
+    assert example.places.tolist() == [*range(4), *range(7)]
+
+
+def test_the_nar_predicts_one_book_of_what_is_not_given():
+    codes = speak("abc", 1).T  # 9 frames
+    example = nar_example(encode("abc"), codes, stage=2, given=4, silent=(5, 7))
+    wanted = [False] * 4 + [True, False, False, True, True]
+    assert example.targets[:, 0].tolist() == [IGNORED] * 5 + [
+        int(code) if here else IGNORED for code, here in zip(codes[2], wanted, strict=True)
+    ]
+    assert example.given.tolist() == [False] * 5 + [True] * 4 + [False] * 5
+    assert torch.equal(example.inputs[5:], torch.from_numpy(codes.T))
+    assert set(example.rows[example.targets != IGNORED].tolist()) == {1}
+
+
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+@pytest.mark.parametrize("mode", [0, 1, 2, 4])
+@pytest.mark.parametrize("join", [0.0, 1.0])
+def test_rows_hold_whole_utterances_and_every_code_is_asked_for_at_most_once(store, stage, mode, join):
+    data = utterances(store, stage, prompt_mode=mode, prompt_s=0.1, join=join)
+    packer = data.packer()
+    for row in packer.take(6):
+        batch = data.batch([row])
+        assert sum(data.steps(position) for position in row) == int((batch.document >= 0).sum()) <= 128
+        for number, position in enumerate(row):
+            here = batch.document[0] == number
+            place = data.place(position)
+            text = " ".join(data.texts[slot] for slot in place.slots)
+            ids = batch.inputs[0, here & batch.text[0], 0].tolist()
+            assert ids == encode(text)
+            voices = {int(data.speakers[slot]) for slot in place.slots}
+            assert len(voices) == 1 and len(place.slots) == (2 if join else 1)
+            asked = int((batch.targets[0, here] != IGNORED).sum())
+            frames = int(data.lengths[list(place.slots)].sum())
+            if stage == "ar":
+                assert asked == frames + 1
+            else:
+                silent = place.given if mode in (1, 2) else 0
+                assert asked == frames - silent and (place.given > 0) == (mode > 0)
+                assert batch.stage[0, here].unique().tolist() == [place.stage]
+
+
+def test_a_prompt_in_front_is_the_same_voice_and_not_the_same_words(store):
+    data = utterances(store, "nar", prompt_mode=4, prompt_s=0.1)
+    for position in range(50):
+        place = data.place(position)
+        assert place.source not in place.slots
+        assert data.speakers[place.source] == data.speakers[place.slots[0]]
+        codes = data.batch([[position]]).inputs[0, len(encode(data.texts[place.slots[0]])) :]
+        source = data.store.codes(int(data.slots[place.source]))[place.start : place.start + place.given]
+        assert np.array_equal(codes[: place.given].numpy(), source)
+
+
+def test_what_is_drawn_does_not_depend_on_who_asks_when(store):
+    one, two = (utterances(store, "nar", join=0.5, prompt_mode=2) for _ in range(2))
+    places = [one.place(position) for position in range(40)]
+    assert [two.place(position) for position in reversed(range(40))] == places[::-1]
+    assert {place.stage for place in places} == {1, 2}
+    assert {len(place.slots) for place in places} == {1, 2}
+
+
+def test_another_speed_is_another_voice(tmp_path):
+    row = {"split": "train", "text": "ab", "speaker": "v0"}
+    extra = [({**row, "id": f"x{n}@1.1", "speed": 1.1}, speak("ab", 0)) for n in range(3)]
+    data = utterances(make_store(tmp_path / "tokens", 16, extra=extra), "ar", join=1.0)
+    fast = {slot for slot in range(len(data)) if "@" in data.store.rows[data.recording(slot)]["id"]}
+    for position in range(60):
+        assert len({slot in fast for slot in data.place(position).slots}) == 1
+
+
+def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
+    extra = [
+        ({"id": "mute", "split": "train"}, speak("ab", 0)),
+        ({"id": "blank", "split": "train", "text": "  "}, speak("ab", 0)),
+        ({"id": "long", "split": "train", "text": "ab" * 200}, speak("ab", 0)),
+        ({"id": "slow", "split": "train", "text": "ab"}, np.zeros((RATE * 20, BOOKS), dtype=np.int64)),
+    ]
+    data = utterances(make_store(tmp_path / "tokens", 16, extra=extra), "ar")
+    assert data.left_out == {
+        "no text": ["mute", "blank"],
+        "longer than model.block 128": ["long"],
+        "outside 0.01 to 14 s": ["slow"],
+    }
+    assert len(data) == 14 and "2 left out, no text: mute, blank" in data.summary()
+
+
+def test_the_pace_of_the_training_data_is_measured(store):
+    pace = utterances(store, "ar").pace()
+    assert 0 < pace["least"] < pace["usual"] < pace["most"] < 3  # 3 frames a letter, and two symbols more
+
+
+# ---------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, store, stage):
+    config = make_config(store, join=0.5)
+    train_stage(config, options(tmp_path / "whole"), stage, encode, 16)
+    train_stage(config, options(tmp_path / "parts", max_steps=4), stage, encode, 16)
+    torch.randn(7)
+    train_stage(config, options(tmp_path / "parts"), stage, encode, 16)
+    whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+    assert whole == parts and len(whole) == 6 and "eval/bits" in whole[-1]
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
+    config = make_config(make_store(tmp_path / "tokens", 256), steps=300, join=0.7)
+    for stage in ("ar", "nar"):
+        train_stage(config, options(tmp_path / stage), stage, encode, 16)
+    ar = ValleAR.from_pretrained(find_model(tmp_path / "ar"))
+    nar = ValleNAR.from_pretrained(find_model(tmp_path / "nar"))
+    layout = ar_layout(MODEL, SPEC)
+    right, books, total = 0, 0, 0
+    for voice in range(4):
+        for text in ("abcd", "dacb", "ba", "ccd"):
+            known, want = speak("db", voice).T, speak(text, voice).T
+            ids = torch.tensor([encode(f"db {text}")])
+            with torch.inference_mode():
+                front = ar.text_prefix(ids)[0]
+            request = Request(40, torch.from_numpy(known), Sampling(temperature=0), may_end=True, prefix=front)
+            made = Engine(ar, layout).decode([request])[0]
+            right += made.ended and np.array_equal(made.codes[0, 6:].numpy(), want[0])
+            first = torch.from_numpy(np.concatenate([known[0], want[0]]))
+            refined = refine(nar, [ids[0]], [torch.from_numpy(known)], [first])[0]
+            books += int((refined[1:, 6:].numpy() == want[1:]).sum())
+            total += want[1:].size
+    assert right >= 12 and books > 0.95 * total  # 16 texts; chance is next to nothing
+    facts = read_model_config(find_model(tmp_path / "ar"), ValleAR.kind)
+    assert facts["codec"]["fingerprint"] == "c" * 64 and facts["pace"]["usual"] > 1
+
+
+def test_starts_from_a_trained_model(tmp_path, store):
+    config = make_config(store, steps=3)
+    train_stage(config, options(tmp_path / "old" / "ar"), "ar", encode, 16)
+    again = make_config(store, steps=3)
+    again = TTSTrainConfig(**{**vars(again), "init": str(tmp_path / "old")})
+    train_stage(again, options(tmp_path / "new"), "ar", encode, 16)
+    first, last = rows_of(tmp_path / "new")[0]["loss"], rows_of(tmp_path / "old" / "ar")[0]["loss"]
+    assert first < last
+
+
+def test_describes_a_run_without_making_it(store):
+    config = make_config(store)
+    assert "further codebooks" in summary(describe(config.of_stage("nar"), "nar"))
+    facts = describe(config, "ar")
+    model = ValleAR(MODEL)
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_refuses_what_cannot_be_trained(tmp_path, store):
+    with pytest.raises(ConfigError, match="text_size 16 is below the 17 symbols"):
+        train_stage(make_config(store), options(tmp_path / "a"), "ar", encode, 17)
+    with pytest.raises(XcodecLMError, match="no utterance to train on"):
+        train_stage(make_config(store, min_s=9.0), options(tmp_path / "b"), "ar", encode, 16)
+    with pytest.raises(ConfigError, match="below model"):
+        make_config(store, micro_batch_codes=64)
+    with pytest.raises(ConfigError, match="leave no utterance"):
+        make_config(store, min_s=20.0)
+
+
+def test_presets_have_the_sizes_of_the_paper():
+    from xcodec_lm import configs
+
+    config = configs.load("tts/paper", TTSTrainConfig)
+    sizes = [describe(config.of_stage(stage), stage)["parameters"] for stage in ("ar", "nar")]
+    assert [round(size / 1e6, 2) for size in sizes] == [153.78, 213.61]
+    assert configs.load("tts/valle2", TTSTrainConfig).model.group == 2

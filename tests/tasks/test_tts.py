@@ -1,0 +1,224 @@
+"""Speaking with VALL-E: what is written, how it ended, bad input. The models are untrained; what they say is noise."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+from xcodec_lm.codec import load_codec
+from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
+from xcodec_lm.configs.text import TextConfig
+from xcodec_lm.configs.valle import ValleConfig
+from xcodec_lm.lm.sampling import Sampling
+from xcodec_lm.lm.valle_ar import ValleAR
+from xcodec_lm.lm.valle_nar import ValleNAR
+from xcodec_lm.tasks.tts.drafts import find_loop, least_frames, most_frames
+from xcodec_lm.tasks.tts.speech import Line, Speaking
+from xcodec_lm.tasks.tts.symbols import TextEncoder
+from xcodec_lm.tasks.tts.voice import load_tts
+
+TINY = ValleConfig(
+    layers=1, heads=2, dim=16, mlp_dim=32, dropout=0.0, text_size=48, n_q=4, codebook_size=64, block=400
+)
+PACE = {"least": 0.5, "usual": 1.0, "most": 1.5}
+WORDS = "zero one two three four five six seven eight nine, a dog and a cat."
+
+
+def make_run(folder, codec_folder, nar=True):
+    """A run folder as training leaves it, with untrained models."""
+    codec = load_codec(codec_folder)
+    facts = {"codec": {"path": str(codec_folder), "fingerprint": codec.spec.fingerprint, "spec": codec.spec.to_dict()}}
+    torch.manual_seed(0)
+    ValleAR(TINY).save_pretrained(folder / "ar" / "model", {**facts, "pace": PACE})
+    if nar:
+        ValleNAR(TINY).save_pretrained(folder / "nar" / "model", facts)
+    TextEncoder.build(TextConfig(), [WORDS, "abcdefghijklmnopqrstuvwxyz ,.?!'-"]).save(folder / "text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, twin_folder):
+    return make_run(tmp_path_factory.mktemp("tts") / "run", twin_folder)
+
+
+@pytest.fixture(scope="module")
+def tts(run):
+    return load_tts(run)
+
+
+@pytest.fixture
+def voice(write_wav):
+    return write_wav("voice.wav", seconds=1.5, kind="noise", level=0.3)
+
+
+QUICK = Speaking(Sampling(top_p=0.9), retries=0)
+
+
+def test_speech_is_a_function_of_text_voice_and_seed_whatever_is_spoken_beside_it(tts, voice):
+    prompt = tts.prompt(voice, "one two")
+    lines = [Line("three four.", prompt, 1), Line("a dog and a cat. two cats", None, 2), Line("six", prompt, 3)]
+    together = tts.say_all(lines, QUICK)
+    for line, one in zip(lines, together, strict=True):
+        alone = tts.say_all([line], QUICK)[0]
+        assert [s.text for s in alone.sentences] == [s.text for s in one.sentences]
+        for mine, other in zip(alone.sentences, one.sentences, strict=True):
+            assert torch.equal(mine.codes, other.codes) and mine.ended == other.ended
+        assert torch.allclose(alone.wav, one.wav, atol=1e-5)
+    assert not torch.equal(together[0].sentences[0].codes, tts.say("three four.", prompt, seed=7).sentences[0].codes)
+
+
+def test_every_utterance_says_how_it_ended_and_how_long_it_took(tts, voice):
+    spoken = tts.say("one two three", tts.prompt(voice), speaking=QUICK)
+    facts = spoken.report()
+    assert facts["ended"] in ("eos", "limit", "loop") and facts["real_time_factor"] > 0
+    sentence = spoken.sentences[0]
+    assert least_frames(tts.pace, sentence.units) <= sentence.codes.shape[1] <= most_frames(tts.pace, sentence.units)
+    assert sentence.codes.shape[0] == 4 and facts["sentences"][0]["score"] < 0
+    assert spoken.wav.shape == (1, sentence.codes.shape[1] * 320)
+    assert facts["frames_per_unit"] == pytest.approx(sentence.codes.shape[1] / sentence.units, abs=0.01)
+
+
+def test_the_first_codebook_alone_is_that_of_all(tts, voice):
+    prompt = tts.prompt(voice)
+    whole = tts.say("five", prompt, speaking=QUICK).sentences[0].codes
+    first = tts.say("five", prompt, speaking=Speaking(QUICK.sampling, "ar", retries=0)).sentences[0].codes
+    assert first.shape[0] == 1 and torch.equal(first[0], whole[0])
+
+
+def test_the_best_of_several_drafts_is_the_likeliest_that_ended(tts):
+    drafts = Speaking(QUICK.sampling, best_of=4, retries=0)
+    best = tts.say("seven eight", speaking=drafts).sentences[0]
+    first = tts.say("seven eight", speaking=QUICK).sentences[0]
+    assert best.drafts == 4 and first.drafts == 1
+    assert (best.ended == "eos", best.score) >= (first.ended == "eos", first.score)
+
+
+def test_what_did_not_end_is_tried_again(tts):
+    never = Speaking(Sampling(temperature=0), retries=2)
+    sentence = tts.say("nine", speaking=never).sentences[0]
+    assert sentence.drafts == (1 if sentence.ended == "eos" else 3)
+
+
+def test_long_text_is_split_and_nothing_of_it_is_lost(tts):
+    text = "one two three. " * 20 + "and a cat"
+    spoken = tts.say(text, speaking=Speaking(QUICK.sampling, "ar", retries=0, most_units=60))
+    assert len(spoken.sentences) > 4
+    assert " ".join(s.text for s in spoken.sentences).split() == text.split()
+    assert spoken.wav.shape[1] == sum(s.codes.shape[1] for s in spoken.sentences) * 320
+
+
+def test_a_stream_is_what_is_spoken_at_once(tts):
+    speaking = Speaking(QUICK.sampling, retries=0, most_units=15)
+    pieces = list(tts.stream("one two three. four five six.", seed=4, speaking=speaking))
+    whole = tts.say("one two three. four five six.", seed=4, speaking=speaking)
+    assert len(pieces) == 2
+    assert torch.allclose(torch.cat([piece.wav for piece in pieces], dim=1), whole.wav, atol=1e-5)
+
+
+def test_an_utterance_is_gone_on_with_from_its_own_beginning(tts, voice):
+    prompt = tts.prompt(voice, seconds=0.5)
+    assert prompt.codes.shape[1] == 25 and prompt.text is None
+    line = Line("one two three four five six seven eight nine", prompt, continual=True)
+    sentence = tts.say_all([line], QUICK)[0].sentences[0]
+    assert sentence.codes.shape[1] <= max(1, most_frames(tts.pace, sentence.units) - 25)
+    assert tts.heard(prompt, 16_000).shape == (8000,)
+
+
+def test_loops_are_found_and_speech_is_not_taken_for_one():
+    rng = np.random.default_rng(0)
+    speech = rng.integers(0, 64, 300)
+    assert find_loop(speech, 50.0) is None
+    for period in (1, 7, 50):
+        start = 120
+        looped = np.concatenate([speech[:start], np.tile(speech[start : start + period], 400)[:160]])
+        assert find_loop(looped, 50.0) == pytest.approx(start + period, abs=2)
+    assert find_loop(np.concatenate([speech[:50], np.full(60, 5), speech[50:]]), 50.0) is None  # a pause of 1.2 s
+
+
+# ---------------------------------------------------------------------- prompts and other bad input
+
+
+def test_prompts_are_checked(tts, write_wav, capsys):
+    with pytest.raises(UsageError, match="is silent"):
+        tts.prompt(write_wav("silent.wav", level=0.0))
+    long = tts.prompt(write_wav("long.wav", seconds=60.0), "so many words")
+    assert long.codes.shape[1] == 500 and long.text is None
+    assert "its first 10 s are the prompt" in capsys.readouterr().err
+    short = tts.prompt(write_wav("short.wav", seconds=0.1), "o")
+    assert short.codes.shape[1] == 5 and "hardly carries a voice" in capsys.readouterr().err
+    tts.prompt(write_wav("clipped.wav", seconds=2.0, kind="noise", level=30.0, subtype="PCM_16"))
+    assert "is clipped" in capsys.readouterr().err
+    assert tts.prompt(write_wav("stereo.wav", seconds=1.0, rate=44_100, channels=2)).codes.shape == (4, 50)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\N{GRINNING FACE}"])
+def test_nothing_to_say_is_refused(tts, text):
+    with pytest.raises(UsageError):
+        tts.say(text)
+
+
+def test_any_text_is_spoken_and_what_is_unknown_is_reported(tts):
+    spoken = tts.say("one \N{GRINNING FACE} two Привет", speaking=Speaking(QUICK.sampling, "ar", retries=0))
+    assert any(sentence.unknown for sentence in spoken.sentences)
+
+
+def test_without_a_nar_the_first_codebook_speaks_and_it_is_said(tmp_path, twin_folder, capsys):
+    tts = load_tts(make_run(tmp_path / "run", twin_folder, nar=False))
+    assert "the first codebook is spoken alone" in capsys.readouterr().err
+    assert tts.say("two", speaking=QUICK).sentences[0].codes.shape[0] == 1
+
+
+def test_another_codec_is_refused(run, other_folder):
+    with pytest.raises(TokenError):
+        load_tts(run, other_folder)
+
+
+def test_a_folder_without_a_speech_model_is_named(tmp_path):
+    with pytest.raises(XcodecLMError, match="holds no speech model"):
+        load_tts(tmp_path)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def test_the_command_writes_a_file_and_reports(cli, run, voice, tmp_path):
+    out = tmp_path / "said.wav"
+    code, text, err = cli("tts", "say", "--run", run, "--text", "one two", "--prompt", voice, "-o", out, "--json")
+    data = json.loads(text)
+    assert code == 0 and data["ended"] in ("eos", "limit", "loop") and "used without text" in err
+    assert sf.info(out).duration == pytest.approx(data["seconds"], abs=1e-3)
+
+
+def test_a_manifest_is_spoken_and_failures_are_listed(cli, run, voice, tmp_path):
+    rows = [
+        {"id": "a", "text": "one two", "prompt_audio": "voice.wav", "prompt_text": "nine"},
+        {"id": "b", "text": "  "},
+        {"id": "c", "audio": "voice.wav", "prompt_s": 0.5, "text": "six seven eight"},
+        {"id": "d"},
+    ]
+    manifest = tmp_path / "lines.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, text, _ = cli(
+        "tts", "say", "--run", run, "--manifest", manifest, "-o", tmp_path / "out", "--retries", "0", "--json"
+    )
+    data = json.loads(text)
+    assert code == 0 and data["spoken"] == 2 and [row["id"] for row in data["failed"]] == ["b", "d"]
+    spoken = [json.loads(line) for line in (tmp_path / "out" / "spoken.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in spoken] == ["a", "c"] and (tmp_path / "out" / "a.flac").is_file()
+    manifest.write_text('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n')
+    code, _, err = cli("tts", "say", "--run", run, "--manifest", manifest, "-o", tmp_path / "out")
+    assert code == 2 and "the id a twice" in err
+
+
+def test_a_stream_goes_to_a_file_sentence_by_sentence(cli, run, tmp_path):
+    out = tmp_path / "said.wav"
+    code, text, err = cli("tts", "say", "--run", run, "--text", "one two. six seven.", "-o", out, "--stream")
+    assert code == 0 and "one two." in err
+    assert sf.info(out).frames > 0 and "sentence" in text
+
+
+def test_text_or_manifest_must_be_given(cli, run, tmp_path):
+    code, _, err = cli("tts", "say", "--run", run, "-o", tmp_path / "x.wav")
+    assert code == 2 and "--text or --manifest" in err

@@ -58,6 +58,20 @@ class SpeechDataConfig:
 
 
 @dataclass(frozen=True)
+class NarSizes:
+    """Where the NAR's sizes differ from those in `model`; 0 takes these."""
+
+    layers: int = 0
+    """Transformer blocks."""
+    heads: int = 0
+    """Attention heads."""
+    dim: int = 0
+    """Width of the residual stream."""
+    mlp_dim: int = 0
+    """Hidden width of the feed-forward layers."""
+
+
+@dataclass(frozen=True)
 class TTSTrainConfig:
     """Everything that decides the training of VALL-E: the AR, and the NAR behind it."""
 
@@ -65,6 +79,8 @@ class TTSTrainConfig:
     """What is trained: the AR predicts the first codebook, the NAR each further one."""
     model: ValleConfig = field(default_factory=ValleConfig)
     """Both models."""
+    nar: NarSizes = field(default_factory=NarSizes)
+    """Other sizes for the NAR."""
     text: TextConfig = field(default_factory=TextConfig)
     """How text becomes symbols."""
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
@@ -96,5 +112,8 @@ class TTSTrainConfig:
             raise ConfigError("run.shard spreads matrices, which Muon and ScaledAdam need whole", "train with adamw")
 
     def of_stage(self, stage: Stage) -> TTSTrainConfig:
-        """The run of one of the two models."""
-        return replace(self, stage=stage, optim=self.optim if stage == "ar" else self.nar_optim)
+        """The run of one of the two models, with its sizes in `model` and its optimizer in `optim`."""
+        if stage == "ar":
+            return replace(self, stage=stage)
+        sizes = {name: size for name, size in vars(self.nar).items() if size}
+        return replace(self, stage=stage, model=replace(self.model, **sizes), optim=self.nar_optim)

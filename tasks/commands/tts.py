@@ -110,7 +110,7 @@ def tts_eval(
         manifest: list of `data continual`: utterances with text, each with a prompt.
         runs: folders of `tts train`; the first is compared with each of the others.
         judges: folder of `eval train-evaluators`, or of a CTC or Whisper model's.
-        out: folder for the audio of every system, items.jsonl and result.json.
+        out: folder for the audio of every system, items.jsonl, result.json and report.html to listen to it.
         codecs: of each run, if they are no longer where the runs say.
         best_of: drafts of each utterance.
         temperature: of the first codebook.
@@ -127,6 +127,7 @@ def tts_eval(
     from xcodec_lm.tasks.eval.speaker import load_speaker_embedder
     from xcodec_lm.tasks.eval.transcribers import load_transcriber
     from xcodec_lm.tasks.tts.evaluate import Judges, evaluate_tts, format_tts, write_items
+    from xcodec_lm.tasks.tts.page import write_page
     from xcodec_lm.tasks.tts.speech import Speaking
     from xcodec_lm.tasks.tts.voice import load_tts
 
@@ -145,4 +146,5 @@ def tts_eval(
     if out is not None:
         write_items(data, out / "items.jsonl")
         (out / "result.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        say(f"report: {write_page(data, manifest, out)}")
     return Result(format_tts(data), {key: value for key, value in data.items() if key != "items"})

@@ -29,6 +29,7 @@ from xcodec_lm.tasks.eval.speaker import SimilarityReport, SpeakerEmbedder, Voic
 from xcodec_lm.tasks.eval.transcribers import Transcriber
 from xcodec_lm.tasks.eval.wer import Counts, Pair, difference_estimate, rate_estimate, word_counts
 from xcodec_lm.tasks.tts.batch import make_line, read_lines
+from xcodec_lm.tasks.tts.page import marked, system_folder
 from xcodec_lm.tasks.tts.speech import Line, Speaking
 from xcodec_lm.tasks.tts.voice import TTS
 
@@ -144,13 +145,14 @@ class _Listener:
         self.rows, self.prompts, self.judges, self.out, self.seed = rows, prompts, judges, out, seed
 
     def __call__(self, name: str, wavs: list[np.ndarray], ended: dict[str, int]) -> System:
+        wavs = [np.clip(wav, -1, 1) for wav in wavs]  # as a file would hold it
         heard = self.judges.transcriber.transcribe(wavs)
         pairs = _pairs(self.rows, heard)
         likeness = None
         if self.judges.embedder is not None:
             likeness = compare_with_prompts(self.judges.embedder, wavs, self.prompts, seed=self.seed)
         if self.out is not None:
-            folder = self.out / name.replace(": ", "-").replace(" ", "-").replace("+", "-").lower()
+            folder = self.out / system_folder(name)
             folder.mkdir(parents=True, exist_ok=True)
             for row, wav in zip(self.rows, wavs, strict=True):
                 path = folder / f"{row['id']}.flac"
@@ -237,8 +239,12 @@ def _result(
     items = [
         {
             "id": row["id"], "text": row["text"], "speaker": row.get("speaker"),
-            **{system.name: {"heard": system.heard[index], "errors": system.counts[index].errors,
-                             "words": system.counts[index].length} for system in systems},
+            "prompt": row.get("prompt_audio") or row["audio"], "prompt_s": row.get("prompt_s"),
+            "systems": {
+                system.name: {"heard": system.heard[index], "marked": marked(system.counts[index].marks),
+                              "errors": system.counts[index].errors, "words": system.counts[index].length}
+                for system in systems
+            },
         }
         for index, row in enumerate(rows)
     ]  # fmt: skip
@@ -246,7 +252,8 @@ def _result(
     if judges.embedder is not None:
         listeners |= {"voices": judges.embedder.name, "voices_ancestry": judges.embedder.ancestry}
     return {
-        "rows": len(rows), "speakers": len(_speakers(rows)), "systems": table, "differences": differences,
+        "rows": len(rows), "speakers": len(_speakers(rows)), "trusted": trusted, "systems": table,
+        "differences": differences,
         "judges": listeners, "items": items,
     }  # fmt: skip
 

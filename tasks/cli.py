@@ -193,6 +193,7 @@ COMMANDS: dict[str, Command] = {
     "tts train": Command(tts.tts_train, "train VALL-E's AR and NAR over token stores of speech with text", parses=True),
     "tts say": Command(tts.tts_say, "speak a text in the voice of a recording"),
     "tts eval": Command(tts.tts_eval, "word errors and likeness of zero-shot speech, beside codec and controls"),
+    "tts card": Command(tts.tts_card, "a run as a model folder for others: half precision, card, provenance"),
     "export": Command(export.export, "a language model as a folder for transformers, vLLM or SGLang"),
     "music card": Command(music.music_card, "a run as a model folder for others: half precision, card, provenance"),
     "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.commands.common import Device, OutFile, OutOption, Result, device_of, train_command
+from xcodec_lm.tasks.commands.common import Device, OutFile, OutOption, Result, device_of, read_text, train_command
 
 DEFAULT_RUN = "tts-tiny"
 """The shipped speech model that commands take unless they are told another."""
@@ -148,3 +148,41 @@ def tts_eval(
         (out / "result.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         say(f"report: {write_page(data, manifest, out)}")
     return Result(format_tts(data), {key: value for key, value in data.items() if key != "items"})
+
+
+def tts_card(
+    run: Positional[Path], /, out: OutFile, evaluation: Path | None = None, notes: Path | None = None
+) -> Result:
+    """Writes speech models as a folder for others: half precision, a card, and what they were trained on.
+
+    Args:
+        run: finished run of tts train, on tokens of a codec that others have: a shipped name or a hub id.
+        out: folder to write; its name becomes the model's.
+        evaluation: what `tts eval` printed, to go into the card.
+        notes: Markdown about limits, to go into the card.
+    """
+    from xcodec_lm.lm.load import find_model, model_facts
+    from xcodec_lm.lm.valle_ar import ValleAR
+    from xcodec_lm.lm.valle_nar import ValleNAR
+    from xcodec_lm.tasks.report.card import tts_card as make_card
+    from xcodec_lm.tasks.report.card import write_card
+    from xcodec_lm.tasks.tts.symbols import TextEncoder
+
+    text, data = make_card(run, *(read_text(path) for path in (evaluation, notes)))
+    for stage, kind in (("ar", ValleAR), ("nar", ValleNAR)):
+        if not (run / stage).is_dir():
+            continue
+        folder = find_model(run / stage)
+        facts = model_facts(folder, kind.kind)
+        named = facts["codec"].get("path")
+        if named is None or (folder.resolve().parent / named).resolve().exists():
+            raise XcodecLMError(
+                f"{run} speaks the tokens of {named}, a folder that others do not have",
+                "tokenize with a shipped codec",
+            )
+        kept = {name: value for name, value in facts.items() if name in ("codec", "steps", "pace")}
+        kind.from_pretrained(folder).save_pretrained(out / stage, kept, half=True)
+    TextEncoder.load(run / "text").save(out / "text")
+    write_card((text.replace(f"# {run.resolve().name}\n", f"# {out.resolve().name}\n", 1), data), out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Result(f"{out}: {size / 1e6:.2f} MB", {"folder": str(out), "bytes": size})

@@ -13,8 +13,11 @@ from xcodec_lm.codec.runtime.run import read_metrics
 from xcodec_lm.configs import CodecTrainConfig
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.configs.lm import LMTrainConfig
-from xcodec_lm.lm.load import find_model, load_lm
+from xcodec_lm.configs.tts import TTSTrainConfig
+from xcodec_lm.lm.load import find_model, load_lm, model_facts
 from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.lm.valle_ar import ValleAR
+from xcodec_lm.lm.valle_nar import ValleNAR
 from xcodec_lm.tasks.data.provenance import describe_rows, provenance
 
 
@@ -98,6 +101,47 @@ def music_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
         *_data_lines(data),
     ]
     return _finish(lines, evaluation, notes), {"command": _command(run), "data": data}
+
+
+def tts_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dict[str, Any]]:
+    """The card of speech models.
+
+    Args:
+        run: a folder of `tts train`, its stages finished.
+        evaluation: the printed result of `tts eval`.
+        notes: Markdown about limits and intended use.
+
+    Returns:
+        Markdown, and the provenance of the training data for a file beside it.
+
+    Raises:
+        XcodecLMError: a stage has not finished, or a token store is gone.
+    """
+    lines, commands = [f"# {run.resolve().name}", ""], {}
+    data: list[dict[str, Any]] = []
+    for stage, kind in (("ar", ValleAR), ("nar", ValleNAR)):
+        if not (run / stage).is_dir():
+            continue
+        folder = find_model(run / stage)
+        facts, config = model_facts(folder, kind.kind), configs.load(run / stage, TTSTrainConfig)
+        if not lines[-1].startswith("Zero-shot"):
+            spec = facts["codec"]["spec"]
+            lines.append(f"Zero-shot speech over the tokens of {spec['name']} (fingerprint `{spec['fingerprint']}`).")
+            stores = [TokenStore.open(place) for place in config.data.tokens]
+            data = [describe_rows(at.folder.name, [at.rows[i] for i in at.split("train")]) for at in stores]
+        losses = next((row for row in reversed(read_metrics(run / stage)) if "loss" in row), {})
+        model = kind.from_pretrained(folder)
+        commands[stage] = _command(run / stage)
+        lines += [
+            "", f"## {stage.upper()}", "",
+            f"{model.config.layers} layers of {model.config.dim}, {model.parameter_count() / 1e6:.2f} M parameters.",
+            "",
+            f"    {commands[stage]}", "",
+            f"{config.optim.steps} steps of {config.data.batch_codes} positions, seed {config.run.seed}; training loss "
+            f"at the end {losses.get('bits', float('nan')):.2f} bits a code.",
+        ]  # fmt: skip
+    lines += ["", *_data_lines(data)]
+    return _finish(lines, evaluation, notes), {"commands": commands, "data": data}
 
 
 def _data_lines(data: list[dict[str, Any]]) -> list[str]:

@@ -81,7 +81,8 @@ def evaluate_tts(
 
     Args:
         runs: names and models; the first is compared with each of the others.
-        manifest: of `data continual`: rows with `audio`, `text`, `speaker`, and a prompt.
+        manifest: of `data continual`: rows with `audio`, `text`, `speaker`, and a prompt. Without `audio` there is
+            neither ground truth nor resynthesis, and no verdict.
         judges: who listens; neither may have been made from what it judges.
         out: folder for the audio and items.jsonl; None writes nothing.
         speaking: how the runs speak.
@@ -97,18 +98,23 @@ def evaluate_tts(
     """
     rows = read_lines(manifest)[:most]
     for row in rows:
-        if not row.get("audio") or not isinstance(row.get("text"), str):
+        if not (row.get("audio") or row.get("prompt_audio")) or not isinstance(row.get("text"), str):
             raise UsageError(f"row {row['id']} of {manifest} has no audio or no text", "make it with data continual")
-    real = [load_audio(manifest.parent / row["audio"], RATE).wav[0].numpy() for row in rows]
+    spoken = all(row.get("audio") for row in rows)
+    if not spoken:
+        say(f"{manifest} has rows without a recording of their text: nothing to compare with but the controls")
+    real = [load_audio(manifest.parent / row["audio"], RATE).wav[0].numpy() for row in rows] if spoken else []
     prompts = [_prompt_voice(row, manifest.parent) for row in rows]
     listen = _Listener(rows, prompts, judges, out, seed)
-    systems = [listen(TRUTH, real, {})]
+    systems = [listen(TRUTH, real, {})] if spoken else []
     jobs = sum(3 + 2 * controls for _ in runs)
     with Progress("tts eval", jobs) as shown:
         for number, (name, tts) in enumerate(runs):
             lines = [make_line(tts, row, manifest.parent, seed + index, None, {}) for index, row in enumerate(rows)]
-            made: list[tuple[str, Callable[[], tuple[list[np.ndarray], dict[str, int]]]]] = [
-                ("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], {})),
+            made: list[tuple[str, Callable[[], tuple[list[np.ndarray], dict[str, int]]]]] = []
+            if spoken:
+                made.append(("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], {})))
+            made += [
                 ("AR", lambda tts=tts, lines=lines: _speak(tts, lines, replace(speaking, codec_stage="ar"))),
             ]
             if tts.nar is not None:
@@ -222,9 +228,9 @@ def _result(
         if system.likeness is not None:
             line["similarity"] = system.likeness.to_dict()
         table.append(line)
-    truth = table[0]["wer"]["value"]
+    truth = table[0]["wer"]["value"] if systems[0].name == TRUTH else None
     trusted = truth is not None and truth <= MOST_WER
-    if not trusted:
+    if truth is not None and not trusted:
         say(f"the recogniser errs on {truth:.1%} of the words of real recordings: its figures give no verdict")
     differences = []
     for name in runs:
@@ -239,7 +245,7 @@ def _result(
     items = [
         {
             "id": row["id"], "text": row["text"], "speaker": row.get("speaker"),
-            "prompt": row.get("prompt_audio") or row["audio"], "prompt_s": row.get("prompt_s"),
+            "prompt": row.get("prompt_audio") or row.get("audio"), "prompt_s": row.get("prompt_s"),
             "systems": {
                 system.name: {"heard": system.heard[index], "marked": marked(system.counts[index].marks),
                               "errors": system.counts[index].errors, "words": system.counts[index].length}

@@ -60,7 +60,7 @@ def text_encoder(config: TTSTrainConfig, folder: Path) -> TextEncoder:
     place = folder / "text"
     if (place / "text.json").is_file():
         encoder = TextEncoder.load(place)
-        if replace(encoder.config, model="") != replace(config.text, model=""):
+        if {**vars(encoder.config), "model": ""} != {**vars(config.text), "model": ""}:
             raise XcodecLMError(
                 f"{folder} was begun with the front end {encoder.config}, not {config.text}",
                 "give text.* the same values, or choose another --out",

@@ -125,3 +125,19 @@ def test_rows_without_a_recording_are_refused(tts, tmp_path):
 def test_errors_are_marked_in_what_was_heard():
     marks = (("equal", "one", "one"), ("substitute", "two", "too"), ("delete", "three", ""), ("insert", "", "oh"))
     assert marked(marks) == "one [two > too] [-three] [+oh]"
+
+
+def test_texts_that_nobody_has_spoken_are_judged_without_a_verdict(tts, listed, tmp_path):
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    for row in rows:
+        del row["audio"]
+    path = tmp_path / "unspoken.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = evaluate_tts([("run", tts)], path, Judges(ByLength({})), speaking=Speaking(retries=0))
+    assert [row["system"] for row in data["systems"]] == [
+        "run: AR",
+        "run: AR+NAR",
+        "run: shuffled text",
+        "run: untrained",
+    ]
+    assert not data["trusted"]

@@ -18,8 +18,7 @@ from torch import Tensor
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.lm.cache import KVCache
-from xcodec_lm.lm.gpt import GPT
-from xcodec_lm.lm.graph import GraphStep
+from xcodec_lm.lm.graph import Decoder, GraphStep
 from xcodec_lm.lm.layouts import Layout
 from xcodec_lm.lm.requests import Cell, Made, Request, Sequence
 from xcodec_lm.lm.sampling import Sampling, draw, guide
@@ -51,7 +50,7 @@ class _Active:
     lanes: list[int]
     hidden: Tensor | None = None  # (lanes, D) of the last position
     prompt_hidden: Tensor | None = None  # the same when the prompt had been read, for others with the same prompt
-    prompt_length: int = 0
+    prompt_lengths: tuple[int, ...] = ()  # positions that each lane had read then
 
 
 class Engine:
@@ -68,7 +67,7 @@ class Engine:
         UsageError: no lane, or a layout that is refined over all frames, which `lm.engine` does not do.
     """
 
-    def __init__(self, model: GPT, layout: Layout, lanes: int = 1, graph: bool | None = None):
+    def __init__(self, model: Decoder, layout: Layout, lanes: int = 1, graph: bool | None = None):
         if lanes < 1:
             raise UsageError(f"an engine needs at least one lane, got {lanes}")
         if layout.inner == "nar":
@@ -129,7 +128,8 @@ class Engine:
         try:
             if self._lanes_of(request) > self.lanes:
                 raise UsageError("guidance needs two lanes", "make the engine with lanes=2 or more")
-            prefix = 0 if request.prefix is None else len(request.prefix)
+            fronts = [request.prefix, request.negative][: self._lanes_of(request)]
+            prefix = max(0 if front is None else len(front) for front in fronts)
             limit = self.model.positions - prefix
             sequence = Sequence(request, self.layout, limit)
             self._reserve(prefix + min(limit, self.layout.lead + self.layout.plan(sequence.total).steps))
@@ -179,10 +179,10 @@ class Engine:
         request, sequence = active.sequence.request, active.sequence
         twin = self._with_same_prompt(active)
         if twin is not None:
-            for lane, other in zip(active.lanes, twin.lanes, strict=True):
-                self._cache.move(other, lane, twin.prompt_length)
+            for lane, other, count in zip(active.lanes, twin.lanes, twin.prompt_lengths, strict=True):
+                self._cache.move(other, lane, count)
             active.hidden = active.prompt_hidden = twin.prompt_hidden
-            active.prompt_length = twin.prompt_length
+            active.prompt_lengths = twin.prompt_lengths
             return
         ids = self._on_device(sequence.context()[None])
         prefixes = [request.prefix, request.negative]
@@ -193,7 +193,7 @@ class Engine:
             front = None if prefix is None else prefix.to(self.model.device)[None]
             hidden.append(self.model.hidden(ids, row, front)[:, -1])
         active.hidden = active.prompt_hidden = torch.cat(hidden)
-        active.prompt_length = int(self._cache.lengths[active.lanes[0]])
+        active.prompt_lengths = tuple(self._cache.lengths[active.lanes].tolist())
 
     def _with_same_prompt(self, active: _Active) -> _Active | None:
         """Another request whose lanes begin as this one's would: the same prompt is read once."""
@@ -318,7 +318,7 @@ class Engine:
 
 
 def continue_codes(
-    model: GPT,
+    model: Decoder,
     layout: Layout,
     prompt: Tensor,
     frames: int,

@@ -6,14 +6,56 @@ starts all at once. It needs fixed shapes and addresses: attention sees the whol
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
 from xcodec_lm.lm.cache import KVCache
-from xcodec_lm.lm.gpt import GPT
+from xcodec_lm.lm.depth import DepthModel
 
 WARM_UP = 3
 """Runs before the capture, in which libraries choose their kernels and take their memory."""
+
+
+class Decoder(Protocol):
+    """A model that can be decoded step by step: `GPT`, `ValleAR`."""
+
+    @property
+    def inner(self) -> DepthModel | None:
+        """The model of the ids within a step, or None where they do not depend on each other."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """Most positions of a row, what stands in front of the ids included."""
+        ...
+
+    def new_cache(self, batch: int, positions: int) -> KVCache:
+        """An empty cache, see `GPT.new_cache`."""
+        ...
+
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        prefix: Tensor | None = None,
+        *,
+        places: Tensor | None = None,
+        mask: Any = None,
+        graph: bool = False,
+    ) -> Tensor:
+        """What the output matrix gets, see `GPT.hidden`."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        ...
 
 
 class GraphStep:
@@ -25,7 +67,7 @@ class GraphStep:
         width: ids in a step.
     """
 
-    def __init__(self, model: GPT, cache: KVCache, width: int):
+    def __init__(self, model: Decoder, cache: KVCache, width: int):
         self.model, self.cache, self.width = model, cache, width
         lanes = len(cache.lengths)
         self._ids = torch.zeros(lanes, 1, width, dtype=torch.int64, device=model.device)

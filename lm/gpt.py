@@ -100,9 +100,7 @@ class GPT(nn.Module):
         With columns contiguous, products took 4 % (1 row) to 30 % (8 rows) less time with MKL. Shapes, values and what
         is saved stay the same. On other devices it does nothing.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
-                module.weight.data = module.weight.data.T.contiguous().T
+        order_columns(self)
         return self
 
     def forward(
@@ -260,8 +258,19 @@ class GPT(nn.Module):
         return model.to(device).order_for_decoding().eval()
 
 
-def read_model_config(folder: str | Path) -> dict[str, Any]:
+def order_columns(model: nn.Module) -> None:
+    """Makes the columns of linear layers on the CPU contiguous, see `GPT.order_for_decoding`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
+            module.weight.data = module.weight.data.T.contiguous().T
+
+
+def read_model_config(folder: str | Path, kind: str = MODEL_TYPE) -> dict[str, Any]:
     """What config.json of a saved model holds, with the `extra` values of `save_pretrained`.
+
+    Args:
+        folder: of the model.
+        kind: `model_type` that it must have.
 
     Raises:
         XcodecLMError: there is none, or it is of another model or version.
@@ -275,10 +284,10 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise XcodecLMError(f"{path} cannot be read: {error}") from None
-    kind = header.get("model_type") if isinstance(header, dict) else None
-    if kind != MODEL_TYPE:
+    found = header.get("model_type") if isinstance(header, dict) else None
+    if found != kind:
         raise XcodecLMError(
-            f"{path} describes a model of type {kind!r}, not {MODEL_TYPE!r}", "give the folder of a language model"
+            f"{path} describes a model of type {found!r}, not {kind!r}", "give the folder of a language model"
         )
     if header.get("version") != MODEL_VERSION:
         raise XcodecLMError(

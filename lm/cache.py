@@ -68,7 +68,7 @@ class KVCache:
         count = other.capacity
         self.keys[:, :, :, :count], self.values[:, :, :, :count] = other.keys, other.values
         self.lengths[:] = other.lengths
-        self.prefixes[:] = other.prefixes
+        self.prefixes.copy_(other.prefixes)
 
     def reset(self) -> None:
         """Forgets what was read."""

@@ -38,6 +38,8 @@ def make(group=1, std=0.6, **options) -> tuple[Any, Layout]:
     model = ValleAR(config).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=std)
+    for positions in (model.text_positions, model.audio_positions):
+        nn.init.constant_(positions.alpha, 10 * std)  # as loud as what stands there
     return model, ar_layout(config, SPEC)
 
 

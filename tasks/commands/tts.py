@@ -134,10 +134,10 @@ def tts_eval(
     if not runs or (codecs and len(codecs) != len(runs)):
         raise UsageError(f"{len(codecs)} codecs for {len(runs)} runs", "give --runs, and one codec for each or none")
     where = device_of(device)
-    listeners = Judges(
-        load_transcriber(judges, where),
-        load_speaker_embedder(judges, where) if (judges / "speaker").is_dir() else None,
-    )
+    voices = any((judges / "speaker" / part / "config.json").is_file() for part in ("", "model"))
+    if not voices:
+        say(f"{judges} holds no judge of voices (speaker/): likeness is not measured")
+    listeners = Judges(load_transcriber(judges, where), load_speaker_embedder(judges, where) if voices else None)
     loaded = [
         (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
     ]

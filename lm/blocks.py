@@ -48,8 +48,9 @@ class Attention(nn.Module):
             mask: without a cache: None for a causal one, bool (B, 1, L, L), or a `BlockMask` of flex attention.
         """
         batch, length, dim = x.shape
-        packed = self.qkv(x).view(batch, length, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k, v = packed.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # (B, heads, L, D / heads)
+        packed = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = torch.split_with_sizes(packed, sizes, 1)  # (B, heads, L, D / heads)
         if rotation is not None:
             q, k = _rotate(q, rotation), _rotate(k, rotation)
         causal = cache is None and mask is None
@@ -86,14 +87,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None, cache: KVCache | None, layer: int, mask: Any) -> Tensor:
         """x (B, L, D) -> (B, L, D), see `Attention.forward`."""
-        x = x + self.drop(self.attn(self.ln_1(x), rotation, cache, layer, mask))
+        x = x + self._dropped(self.attn(self.ln_1(x), rotation, cache, layer, mask))
         hidden = self.fc(self.ln_2(x))
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * up
         else:
             hidden = F.gelu(hidden, approximate="tanh")
-        return x + self.drop(self.proj(hidden))
+        return x + self._dropped(self.proj(hidden))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return self.drop(x) if self.training else x  # of one row, the call takes as long as an addition
 
 
 class Rotary(nn.Module):

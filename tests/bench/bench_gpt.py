@@ -3,8 +3,9 @@
     python tests/bench/bench_gpt.py --threads 2 --repeats 5
 
 GPT-2-small shape (12 layers, 12 heads, 768) with 1024 ids, prompt of 10 ids, greedy, 500 new ids, same weights in one
-process. The repetitions alternate, so that other load falls on all alike. Prints JSON: ids per second of wall clock and
-of CPU time (medians over repetitions), their ratios, and the floor: bytes of weights over the measured bandwidth.
+process. The repetitions alternate, so that other load falls on all alike; what reads everything again for every step
+is timed once. Prints JSON: ids per second of wall clock (medians over repetitions, and the best) and of CPU time, the
+ratios of both, and the floor: bytes of weights over the measured bandwidth.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SHAPES = {
     "medium": {"layers": 24, "heads": 16, "dim": 1024, "block": 4096},
     "3b": {"layers": 28, "heads": 24, "dim": 3072, "block": 2048, "arch": "llama", "kv_heads": 8, "mlp_dim": 8192},
 }
+ONCE = ("no cache", "depth, read again")
 System = tuple[Callable[[], object], int]
 """What is timed, and the ids that it makes."""
 
@@ -90,17 +92,17 @@ def one_sequence(shape: str, device: str, tokens: int, uncached: int) -> dict[st
     return systems
 
 
-def depth(shape: str, device: str, frames: int) -> dict[str, System]:
+def depth(shape: str, device: str, frames: int, compared: int = 20) -> dict[str, System]:
     """The layout `depth` of eight codebooks, against reading everything again for every frame."""
     model, layout = build(shape, device, "depth", 8)
     model.order_for_decoding()
     prompt = torch.randint(0, 1024, (8, PROMPT))
 
     @torch.inference_mode()
-    def again() -> torch.Tensor:
+    def again(count: int) -> torch.Tensor:
         codes = prompt
         assert model.inner is not None
-        for _ in range(frames):
+        for _ in range(count):
             ids = layout.pack(codes)
             bos = torch.full((1, 8), layout.vocabulary.pad)
             bos[0, 0] = layout.vocabulary.bos
@@ -113,27 +115,41 @@ def depth(shape: str, device: str, frames: int) -> dict[str, System]:
             codes = torch.cat([codes, torch.tensor(drawn)[:, None]], 1)
         return codes
 
-    def ours() -> torch.Tensor:
-        return continue_codes(model, layout, prompt[None], frames, GREEDY)
+    def ours(count: int) -> torch.Tensor:
+        return continue_codes(model, layout, prompt[None], count, GREEDY)
 
-    same = (ours()[0] == again()[:, PROMPT:]).float().mean().item()
+    same = (ours(compared)[0] == again(compared)[:, PROMPT:]).float().mean().item()
     print(f"depth, equal codes: {same:.4f}", flush=True)
-    return {"depth": (ours, 8 * frames), "depth, read again": (again, 8 * frames)}
+    return {
+        "depth": (lambda: ours(frames), 8 * frames),
+        "depth, read again": (lambda: again(frames), 8 * frames),
+    }
 
 
-def timed(systems: dict[str, System], repeats: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians of ids per second of wall clock and of CPU time."""
+def timed(systems: dict[str, System], repeats: int, device: str) -> list[dict[str, float]]:
+    """Ids per second of wall clock, the median and the best, and the median of those of CPU time."""
     rates: dict[str, list[float]] = {name: [] for name in systems}
     cpu_rates: dict[str, list[float]] = {name: [] for name in systems}
-    for _ in range(repeats):
+    for repeat in range(repeats):
         for name, (run, count) in systems.items():
+            if repeat and name in ONCE:
+                continue
             start, cpu_start = time.perf_counter(), time.process_time()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
             rates[name].append(count / (time.perf_counter() - start))
             cpu_rates[name].append(count / (time.process_time() - cpu_start))
-    return tuple({k: round(statistics.median(v), 2) for k, v in part.items()} for part in (rates, cpu_rates))  # type: ignore[return-value]
+    parts = ((statistics.median, rates), (max, rates), (statistics.median, cpu_rates))
+    return [{name: round(of(values), 2) for name, values in part.items()} for of, part in parts]
+
+
+def ratios(rates: dict[str, float], floor: float) -> dict[str, float]:
+    """What the goals speak of, of ids per second; those whose systems were not timed are left out."""
+    pairs = [("ours", "transformers"), ("int8", "transformers"), ("bf16", "transformers"), ("batch 8", "ours"),
+             ("ours", "no cache"), ("depth", "depth, read again")]  # fmt: skip
+    known = {f"{one} / {other}": rates[one] / rates[other] for one, other in pairs if one in rates and other in rates}
+    return {name: round(value, 2) for name, value in (known | {"ours / floor": rates["ours"] / floor}).items()}
 
 
 def bandwidth(device: str) -> float:
@@ -165,23 +181,14 @@ def main() -> None:
     systems = one_sequence(args.shape, args.device, args.tokens, args.no_cache_tokens)
     if args.depth_frames:
         systems |= depth(args.shape, args.device, args.depth_frames)
-    wall, cpu = timed(systems, args.repeats, args.device)
+    wall, best, cpu = timed(systems, args.repeats, args.device)
     weights = 4 * sum(p.numel() for name, p in build(args.shape, "meta")[0].named_parameters() if name != "wpe.weight")
     rate = bandwidth(args.device)
-    ratios = {
-        "ours / transformers": wall["ours"] / wall["transformers"],
-        "int8 / transformers": wall.get("int8", 0) / wall["transformers"],
-        "bf16 / transformers": wall["bf16"] / wall["transformers"],
-        "batch 8 / batch 1": wall["batch 8"] / wall["ours"],
-        "ours / no cache": wall["ours"] / wall["no cache"] if "no cache" in wall else None,
-        "depth / read again": wall["depth"] / wall["depth, read again"] if "depth" in wall else None,
-        "ours / floor": wall["ours"] / (rate / weights),
-    }
     result = {
         "bench": "gpt", "environment": environment(args.device), "shape": args.shape, "new_ids": args.tokens,
-        "ids_per_s": wall, "ids_per_cpu_s": cpu, "floor_ids_per_s": round(rate / weights, 1),
+        "ids_per_s": wall, "best_ids_per_s": best, "ids_per_cpu_s": cpu, "floor_ids_per_s": round(rate / weights, 1),
         "bandwidth_gb_per_s": round(rate / 1e9, 1),
-        "ratios": {name: None if value is None else round(value, 2) for name, value in ratios.items()},
+        "ratios": ratios(wall, rate / weights), "best_ratios": ratios(best, rate / weights),
     }  # fmt: skip
     print(json.dumps(result, indent=1))
 

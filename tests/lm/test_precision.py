@@ -10,7 +10,7 @@ from xcodec_lm.lm.engine import GREEDY, continue_codes
 from xcodec_lm.lm.examples import recording_bits
 from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import layout_from
-from xcodec_lm.lm.precision import in_precision
+from xcodec_lm.lm.precision import Int8Linear, in_precision
 
 CONFIG = LayoutConfig("flatten", 2)
 
@@ -41,6 +41,24 @@ def test_logits_are_near_and_bits_cost_little(precision, off, price):
     assert abs(bits[1] - bits[0]) < price
     made = continue_codes(in_precision(model, precision), layout, codes_of(5)[None], 20, GREEDY)
     assert made.shape == (1, 2, 20) and (made >= 0).all() and (made < 64).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_int8_layer_is_the_product_of_rounded_numbers(bias):
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(48, 20, bias=bias), torch.randn(3, 5, 48)
+    linear.weight.data *= torch.logspace(-3, 3, 20)[:, None]  # each output has a scale of its own
+    linear.weight.data[4] = 0
+    scales = linear.weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    weight = (linear.weight / scales).round() * scales
+    low, high = x.min(), x.max()
+    step = (high - low) / 127
+    zero = (-low / step).round()
+    rounded = (((x / step).round() + zero).clamp(0, 127) - zero) * step
+    with torch.no_grad():
+        made, wanted = Int8Linear(linear)(x), torch.nn.functional.linear(rounded, weight, linear.bias)
+        spread = wanted.flatten(0, 1).std(0) + 1e-6
+        assert made.shape == (3, 5, 20) and float(((made - wanted).abs() / spread).max()) < 0.05
 
 
 def test_the_model_itself_stays_as_it_is():

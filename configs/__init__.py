@@ -9,6 +9,7 @@ from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.configs.loader import FAMILIES, from_dict, load, preset_text, presets, save, to_dict
 from xcodec_lm.configs.tts import TTSTrainConfig
+from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig
 
 __all__ = [
     "FAMILIES",
@@ -16,6 +17,7 @@ __all__ = [
     "ConfigError",
     "HubertTrainConfig",
     "LMTrainConfig",
+    "LlamaTTSTrainConfig",
     "TTSTrainConfig",
     "XcodecLMError",
     "from_dict",

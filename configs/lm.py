@@ -95,6 +95,26 @@ class DepthConfig:
 
 
 @dataclass(frozen=True)
+class RopeScalingConfig:
+    """How LLaMA 3.1 and its successors turn slow pairs of rotary positions slower still; factor 1 leaves them alone."""
+
+    factor: float = 1.0
+    """How much slower the slowest pairs turn."""
+    low_frequency: float = 1.0
+    """Pairs that turn less often than this within `original_positions` are the slowest."""
+    high_frequency: float = 4.0
+    """Pairs that turn more often than this are left alone; between the two it is a mixture."""
+    original_positions: int = 8192
+    """Positions that the model was trained on before."""
+
+    def __post_init__(self):
+        if not self.factor >= 1 or not 0 < self.low_frequency < self.high_frequency or self.original_positions < 1:
+            raise ConfigError(
+                "model.rope_scaling needs factor >= 1, 0 < low_frequency < high_frequency, original_positions >= 1"
+            )
+
+
+@dataclass(frozen=True)
 class GPTConfig:
     """A decoder in the shape of GPT-2 or LLaMA."""
 
@@ -118,6 +138,12 @@ class GPTConfig:
     """Biases in linear layers and layer norms, as GPT-2 has; `llama` has none either way."""
     rope_base: float = 10_000.0
     """Base of the rotary positions of `llama`."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """Their scaling, as LLaMA 3.1 and its successors have it."""
+    norm_eps: float = 1e-5
+    """What norms add to a variance."""
+    tied: bool = True
+    """The embedding is the output matrix, too."""
     recompute: bool = False
     """Gradient checkpointing: keep no activations of the blocks, compute them again in the backward pass."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)

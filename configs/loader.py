@@ -22,6 +22,7 @@ from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LayoutConfig, LMTrainConfig
 from xcodec_lm.configs.tts import TTSTrainConfig
+from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig
 from xcodec_lm.configs.xcodec2 import Xcodec2TrainConfig
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ FAMILIES: dict[str, type] = {
     "music": LMTrainConfig,
     "layout": LayoutConfig,
     "tts": TTSTrainConfig,
+    "llasa": LlamaTTSTrainConfig,
 }
 """Preset family -> the dataclass that its files describe."""
 

@@ -15,20 +15,21 @@ _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 class TextConfig:
     """Front end, language and normalisation of the text."""
 
-    front_end: Literal["characters", "phonemes", "sentencepiece"] = "characters"
+    front_end: Literal["characters", "phonemes", "sentencepiece", "transformers"] = "characters"
     """`characters`: lower case, punctuation kept; `phonemes`: espeak-ng's, needs the extra [tts]; `sentencepiece`:
-    pieces of a model that `data spm` trained."""
+    pieces of a model that `data spm` trained; `transformers`: the tokenizer of a language model."""
     language: str = "en-us"
     """espeak-ng's name of the language. Numbers and abbreviations are spelled out for those that begin with `en`."""
     model: str = ""
-    """Model file of the front end `sentencepiece`."""
+    """Model file of the front end `sentencepiece`; folder with the tokenizer of `transformers`."""
     normalise: bool = True
     """Spell out what is not written as it is said. Without it only what has no sound is removed."""
 
     def __post_init__(self):
-        if self.front_end not in ("characters", "phonemes", "sentencepiece"):
+        if self.front_end not in ("characters", "phonemes", "sentencepiece", "transformers"):
             raise ConfigError(
-                f"text.front_end is {self.front_end!r}", "known are characters, phonemes and sentencepiece"
+                f"text.front_end is {self.front_end!r}",
+                "known are characters, phonemes, sentencepiece and transformers",
             )
         if not _LANGUAGE.fullmatch(self.language):
             raise ConfigError(
@@ -40,5 +41,10 @@ class TextConfig:
                 "text.front_end: sentencepiece needs text.model, a model file",
                 "train one: xcodec-lm data spm MANIFEST --out text.model",
             )
-        if self.front_end != "sentencepiece" and self.model:
-            raise ConfigError(f"text.model is for text.front_end: sentencepiece, not {self.front_end}")
+        if self.front_end == "transformers" and not self.model:
+            raise ConfigError(
+                "text.front_end: transformers needs text.model, a folder with a tokenizer",
+                "give the folder of a language model, with its tokenizer.json",
+            )
+        if self.front_end not in ("sentencepiece", "transformers") and self.model:
+            raise ConfigError(f"text.model is for text.front_end: sentencepiece or transformers, not {self.front_end}")

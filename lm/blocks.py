@@ -6,13 +6,14 @@ positions, arXiv 2104.09864.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcodec_lm.configs.lm import GPTConfig
+from xcodec_lm.configs.lm import GPTConfig, RopeScalingConfig
 from xcodec_lm.lm.cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
@@ -22,8 +23,8 @@ Rotation = tuple[Tensor, Tensor]
 def make_norm(config: GPTConfig) -> nn.Module:
     """The norm of an architecture."""
     if config.arch == "llama":
-        return nn.RMSNorm(config.dim, eps=1e-5)
-    return nn.LayerNorm(config.dim, eps=1e-5, bias=config.bias)
+        return nn.RMSNorm(config.dim, eps=config.norm_eps)
+    return nn.LayerNorm(config.dim, eps=config.norm_eps, bias=config.bias)
 
 
 class Attention(nn.Module):
@@ -101,20 +102,39 @@ class Block(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions: pairs (i, i + D/2) of a head turn by an angle proportional to the position."""
+    """Rotary positions: pairs (i, i + D/2) of a head turn by an angle proportional to the position.
 
-    def __init__(self, head_dim: int, base: float):
+    Args:
+        head_dim: width of a head.
+        base: of the angles.
+        scaling: of slow pairs.
+    """
+
+    def __init__(self, head_dim: int, base: float, scaling: RopeScalingConfig = RopeScalingConfig()):  # noqa: B008
         super().__init__()
-        self.head_dim, self.base = head_dim, base
+        self.head_dim, self.base, self.scaling = head_dim, base, scaling
 
     def forward(self, positions: Tensor) -> Rotation:
         """Cosines and sines of positions (L,) or (B, L), in fp32."""
         steps = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        angles = positions.float()[..., None] * self.base ** (-steps / self.head_dim)
+        rates = self.base ** (-steps / self.head_dim)
+        if self.scaling.factor != 1:
+            rates = _slowed(rates, self.scaling)
+        angles = positions.float()[..., None] * rates
         angles = torch.cat([angles, angles], dim=-1)  # (..., L, D)
         if angles.dim() == 3:
             angles = angles[:, None]  # (B, 1, L, D)
         return angles.cos(), angles.sin()
+
+
+def _slowed(rates: Tensor, scaling: RopeScalingConfig) -> Tensor:
+    """Angles a position of each pair: slow pairs turn `factor` times slower, fast ones as before.
+
+    Source: The Llama 3 Herd of Models, arXiv 2407.21783; the published models' `rope_type: llama3`.
+    """
+    turns = scaling.original_positions * rates / (2 * math.pi)
+    kept = ((turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)).clamp(0, 1)
+    return rates * (kept + (1 - kept) / scaling.factor)
 
 
 def _rotate(x: Tensor, rotation: Rotation) -> Tensor:

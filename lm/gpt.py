@@ -1,8 +1,8 @@
 """The decoder: GPT-2 or LLaMA over the ids of any token layout, readable in one sitting.
 
-A step may hold several ids; their embeddings are summed. The output matrix is the embedding itself (tied), so each slot
-of a step has as its head the rows of its own ids. Positions = block + prefix + bos: `block` steps, `prefix` vectors in
-front (a conditioner's), and one for bos where the vocabulary has special ids.
+A step may hold several ids; their embeddings are summed. The output matrix is the embedding itself unless `tied` is
+off, so each slot of a step has as its head the rows of its own ids. Positions = block + prefix + bos: `block` steps,
+`prefix` vectors in front (a conditioner's), and one for bos where the vocabulary has special ids.
 
 Source: Radford et al. 2019, "Language models are unsupervised multitask learners"; arXiv 2302.13971 (LLaMA). Weights
 convert to and from transformers with equal logits, see `lm.interop`.
@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +48,20 @@ class GPT(nn.Module):
         prefix: positions kept for vectors in front of the ids.
     """
 
+    kind: ClassVar[str] = MODEL_TYPE
+    """`model_type` in config.json."""
+
     def __init__(self, config: GPTConfig, vocab_size: int, prefix: int = 0):
         super().__init__()
         self.config, self.vocab_size, self.prefix = config, vocab_size, prefix
         self.positions = config.block + prefix + (config.layout.specials == "standard")
         self.wte = nn.Embedding(vocab_size, config.dim)
         self.wpe = nn.Embedding(self.positions, config.dim) if config.arch == "gpt2" else None
-        self.rotary = Rotary(config.head_dim, config.rope_base) if config.arch == "llama" else None
+        self.rotary = Rotary(config.head_dim, config.rope_base, config.rope_scaling) if config.arch == "llama" else None
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.ln_f = make_norm(config)
+        self.head = None if config.tied else nn.Linear(config.dim, vocab_size, bias=False)
         self.inner = None
         if config.layout.name == "depth":
             self.inner = DepthModel(config.depth, config.dim, vocab_size, config.layout.width, config.dropout)
@@ -96,7 +100,7 @@ class GPT(nn.Module):
         )
 
     @torch.no_grad()
-    def order_for_decoding(self) -> GPT:
+    def order_for_decoding(self) -> Self:
         """Lays the weights of linear layers out in memory as a CPU reads them fastest for few rows; returns itself.
 
         With columns contiguous, products took 4 % (1 row) to 30 % (8 rows) less time with MKL. Shapes, values and what
@@ -185,8 +189,8 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, V), by the tied embedding."""
-        return F.linear(hidden, self.wte.weight)
+        """(B, L, D) -> (B, L, V), by the embedding or the head."""
+        return F.linear(hidden, self.wte.weight) if self.head is None else self.head(hidden)
 
     def slot_logits(self, hidden: Tensor, layout: Layout, steps: Tensor | None = None) -> list[Tensor]:
         """Logits of every slot of the steps that follow, over `layout.slot_ids` of that slot.
@@ -225,10 +229,10 @@ class GPT(nn.Module):
         Raises:
             XcodecLMError: the folder cannot be written; what was there before is unchanged.
         """
-        header = {"model_type": MODEL_TYPE, "version": MODEL_VERSION, "model": configs.to_dict(self.config)}
+        header = {"model_type": self.kind, "version": MODEL_VERSION, "model": configs.to_dict(self.config)}
         header |= {"vocab_size": self.vocab_size, "prefix": self.prefix, **(extra or {})}
         dtype = torch.float16 if half else torch.float32
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.weights().items()}
         text = json.dumps(header, indent=1) + "\n"
         writers: dict[str, Callable[[Path], object]] = {
             "model.safetensors": lambda path: save_file(weights, path, metadata={"format": "pt"}),
@@ -236,18 +240,22 @@ class GPT(nn.Module):
         }
         write_files(Path(folder), writers)
 
-    @staticmethod
-    def from_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
+    def weights(self) -> dict[str, Tensor]:
+        """What is saved."""
+        return self.state_dict()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self:
         """The model that `save_pretrained` wrote, in eval mode.
 
         Raises:
             XcodecLMError: no such model there, or its weights do not fit its configuration.
         """
         folder = Path(folder)
-        header = read_model_config(folder)
+        header = read_model_config(folder, cls.kind)
         config = configs.from_dict(header["model"], GPTConfig, f"{folder / 'config.json'}")
         with torch.device("meta"):  # no time for initial weights that the file replaces
-            model = GPT(config, int(header["vocab_size"]), int(header.get("prefix", 0)))
+            model = cls(config, int(header["vocab_size"]), int(header.get("prefix", 0)))
         try:
             weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
             model.load_state_dict(weights, assign=True)
@@ -263,6 +271,15 @@ def order_columns(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
             module.weight.data = module.weight.data.T.contiguous().T
+
+
+def read_kind(folder: str | Path) -> str | None:
+    """`model_type` of the model in a folder; None where there is none that can be read."""
+    try:
+        header = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return header.get("model_type") if isinstance(header, dict) else None
 
 
 def read_model_config(folder: str | Path, kind: str = MODEL_TYPE) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def _to_gpt2(model: GPT) -> GPT2LMHeadModel:
             n_head=config.heads,
             n_inner=config.mlp_dim or None,
             activation_function="gelu_new",
-            layer_norm_epsilon=1e-5,
+            layer_norm_epsilon=config.norm_eps,
             resid_pdrop=config.dropout,
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
@@ -70,12 +70,12 @@ def _to_llama(model: GPT) -> LlamaForCausalLM:
             num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads or config.heads,
             max_position_embeddings=model.positions,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+            rms_norm_eps=config.norm_eps,
+            rope_parameters=_rope_parameters(config),
             attention_dropout=config.dropout,
             bos_token_id=None,
             eos_token_id=None,
-            tie_word_embeddings=True,
+            tie_word_embeddings=config.tied,
         )
     )
     weights: dict[str, Tensor] = {"model.embed_tokens.weight": model.wte.weight, "model.norm.weight": model.ln_f.weight}
@@ -95,9 +95,24 @@ def _to_llama(model: GPT) -> LlamaForCausalLM:
             f"{here}mlp.up_proj.weight": up,
             f"{here}mlp.down_proj.weight": block.proj.weight,
         }
-    weights["lm_head.weight"] = model.wte.weight
+    weights["lm_head.weight"] = model.wte.weight if model.head is None else model.head.weight
     made.load_state_dict({name: value.detach().float().cpu() for name, value in weights.items()})
     return made.eval()
+
+
+def _rope_parameters(config: GPTConfig) -> dict[str, float | str]:
+    """Rotary positions as `LlamaConfig` describes them."""
+    scaling = config.rope_scaling
+    if scaling.factor == 1:
+        return {"rope_type": "default", "rope_theta": config.rope_base}
+    return {
+        "rope_type": "llama3",
+        "rope_theta": config.rope_base,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_frequency,
+        "high_freq_factor": scaling.high_frequency,
+        "original_max_position_embeddings": scaling.original_positions,
+    }
 
 
 def from_transformers(source: GPT2LMHeadModel | str | Path, layout: LayoutConfig | None = None) -> GPT:

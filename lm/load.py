@@ -25,21 +25,26 @@ class Loaded:
         facts: what its config.json says of the codec: fingerprint, path, spec.
     """
 
-    model: GPT
+    model: GPT  # or a kind of it
     layout: Layout
     spec: TokenSpec
     facts: dict[str, Any]
 
 
-def load_lm(folder: Path, device: torch.device | str = "cpu") -> Loaded:
+def load_lm(folder: Path, device: torch.device | str = "cpu", model_class: type[GPT] = GPT) -> Loaded:
     """The language model of a model folder, see `find_model`.
+
+    Args:
+        folder: of the model.
+        device: where it goes.
+        model_class: which kind it must be.
 
     Raises:
         XcodecLMError: no model there, or its parts do not fit each other.
     """
-    facts = model_facts(folder)["codec"]
+    facts = model_facts(folder, model_class.kind)["codec"]
     spec = TokenSpec.from_dict(facts["spec"])
-    model = GPT.from_pretrained(folder, device)
+    model = model_class.from_pretrained(folder, device)
     layout = layout_from(model.config.layout, spec)
     if model.vocab_size != layout.vocabulary.size:
         raise XcodecLMError(

@@ -111,12 +111,12 @@ class Cells(Objective):
     def __init__(self, model: GPT, layout: Layout):
         super().__init__(model, layout.books)
         self.layout = layout
-        self.weights = matmul_parameters(model, model.wte.weight)
+        self.weights = matmul_parameters(model, *(() if model.head is not None else (model.wte.weight,)))
 
     def empty(self) -> GPT:
         """See `Objective.empty`."""
         with torch.device("meta"):
-            return GPT(self.model.config, self.model.vocab_size, self.model.prefix)
+            return type(self.model)(self.model.config, self.model.vocab_size, self.model.prefix)
 
     def prepare(self, batch: Batch, flex: bool = False) -> tuple[Any, ...]:
         """Inputs, targets, and the positions and mask of rows that hold several stretches."""

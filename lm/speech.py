@@ -309,11 +309,15 @@ class Utterances:
     def _codes(self, slot: int) -> np.ndarray:
         return self.store.codes(int(self.slots[slot])).T  # (MQ, T)
 
+    def content(self, slots: Sequence[int]) -> tuple[Sequence[int], np.ndarray]:
+        """Ids of the text and codes (MQ, T) of utterances behind each other."""
+        codes = np.concatenate([self._codes(slot) for slot in slots], axis=1)
+        return self.encode(self._text(slots)), np.ascontiguousarray(codes)
+
     def _make(self, place: _Place) -> SpeechExample:
-        text = self.encode(self._text(place.slots))
-        codes = np.concatenate([self._codes(slot) for slot in place.slots], axis=1)
+        text, codes = self.content(place.slots)
         if self.stage == "ar":
-            return ar_example(self.layout, text, np.ascontiguousarray(codes))
+            return ar_example(self.layout, text, codes)
         codes, silent = codes[: self.n_q], (0, 0)
         if place.source >= 0:
             segment = self._codes(place.source)[: self.n_q, place.start : place.start + place.given]

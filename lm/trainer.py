@@ -43,7 +43,7 @@ class Trainer:
 
     Args:
         run: the open run folder.
-        config: of the run: `model` with `layers`, `dim` and `dropout`, and the groups `data`, `optim`, `run`.
+        config: of the run: `model` with `layers` and `dim`, and the groups `data`, `optim`, `run`.
         objective: model and loss, on the run's device.
         material: what it trains on.
         listen: writes samples at every validation; a language model alone does not know how tokens sound.
@@ -84,6 +84,7 @@ class Trainer:
 
             model, optimizer = WholeModel(self.model), WholeOptimizer(self.model, self.optimizer)
         run.track_state({"model": model}, {"optimizer": optimizer}, averages, lambda: {"packer": self.packer.state()})
+        self.random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules())
         self._clock, self._seen = time.perf_counter(), np.zeros(2)
         self._peak: float | None = None
 
@@ -132,7 +133,7 @@ class Trainer:
         books = len(self.objective.books)
         sums = torch.zeros(2, books + 1, device=run.device, dtype=torch.float64)  # nats and counts; eos is the last
         for index, batch in enumerate(batches):
-            if config.model.dropout:
+            if self.random:
                 torch.manual_seed(derive_seed(config.run.seed, "dropout", step, groups[index][0][0]))
             batch = batch.to(run.device)
             parts = self.objective.prepare(batch, flex=run.device.type == "cuda" and config.run.compile)

@@ -12,8 +12,10 @@ Sources: VALL-E, arXiv 2301.02111, section 4.2.1; grouped codes: VALL-E 2, arXiv
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,8 +24,10 @@ from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import TokenError
 from xcodec_lm.configs.valle import SPECIALS, ValleConfig
 from xcodec_lm.lm.cache import KVCache, prefix_causal
+from xcodec_lm.lm.examples import cell_nats
 from xcodec_lm.lm.layouts import Layout, layout_from
-from xcodec_lm.lm.valle_blocks import Positions, init_weights
+from xcodec_lm.lm.speech import ar_example, speech_batch
+from xcodec_lm.lm.valle_blocks import Positions, init_weights, prefix_mask
 from xcodec_lm.lm.valle_model import ValleModel
 
 
@@ -153,6 +157,27 @@ class ValleAR(ValleModel):
         """Logits of every slot of the steps that follow, see `GPT.slot_logits`; `steps` is not read."""
         logits = self.logits(hidden)
         return [logits] if layout.flat else [logits[..., layout.slot_ids(slot)] for slot in range(layout.width)]
+
+    def spoken_nats(self, layout: Layout, text: Sequence[int], codes: np.ndarray, ended: bool) -> tuple[Tensor, Tensor]:
+        """What every code of an utterance costs, and its end.
+
+        Args:
+            layout: of the ids.
+            text: (S,) ids.
+            codes: (MQ, T).
+            ended: whether eos follows.
+
+        Returns:
+            (L, W) nats of the steps of speech, and (L, W) rows of what they are of, see `lm.examples.Example`.
+        """
+        batch = speech_batch([[ar_example(layout, text, codes, ended)]]).to(self.device)
+        hidden = self.read_rows(batch.inputs, batch.text, batch.places, prefix_mask(batch.document, batch.text))
+        nats = cell_nats(layout, self.slot_logits(hidden, layout), batch.targets)
+        return nats[0, len(text) :].cpu(), batch.rows[0, len(text) :].cpu()
+
+    def fresh(self) -> Self:
+        """The same model with the weights that training starts from."""
+        return type(self)(self.config).to(self.device).eval()
 
 
 def ar_layout(config: ValleConfig, spec: TokenSpec) -> Layout:

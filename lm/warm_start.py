@@ -9,7 +9,7 @@ import torch
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import ConfigError
-from xcodec_lm.lm.gpt import GPT, MODEL_TYPE, read_model_config
+from xcodec_lm.lm.gpt import GPT, read_model_config
 from xcodec_lm.lm.load import find_model
 from xcodec_lm.lm.valle_model import ValleModel
 
@@ -29,8 +29,7 @@ def start_from(model: GPT | ValleModel, source: str | Path, spec: TokenSpec) -> 
         ConfigError: another codec's tokens, another layout, or other sizes.
     """
     folder = find_model(Path(source))
-    kind = model.kind if isinstance(model, ValleModel) else MODEL_TYPE
-    facts = read_model_config(folder, kind).get("codec") or {}
+    facts = read_model_config(folder, model.kind).get("codec") or {}
     theirs = facts.get("fingerprint")
     if theirs and spec.fingerprint and theirs != spec.fingerprint:
         raise ConfigError(

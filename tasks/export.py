@@ -1,8 +1,9 @@
 """Exports a language model as a folder that `transformers`, and engines that read its folders, load and generate from.
 
 The folder holds `config.json`, `model.safetensors` and `generation_config.json`. What the ids mean is in config.json
-under `xcodec_lm`, where an engine's logits processor finds it (`xcodec_lm.lm.serving`). There is no tokenizer: prompts
-are ids. docs/serving.md says how such a folder is served.
+under `xcodec_lm`, where an engine's logits processor finds it (`xcodec_lm.lm.serving`). A music model has no tokenizer:
+prompts are ids. A speech model's folder also has `text.json`, its text front end, and the tokenizer if that is one of
+transformers. docs/serving.md says how such a folder is served.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from xcodec_lm.codec.runtime.order import generator
 from xcodec_lm.codec.semantic import quiet_transformers
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.lm.gpt import GPT
+from xcodec_lm.lm.gpt import GPT, read_kind
 from xcodec_lm.lm.layouts import Layout
+from xcodec_lm.lm.llama import SpeechLlama
 from xcodec_lm.lm.load import find_model, load_lm
 from xcodec_lm.lm.serving import SECTION, IdRules
+from xcodec_lm.tasks.tts.symbols import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 SECTION_VERSION = 1
 TOLERANCE = 1e-3
 """A folder whose logits differ by more is not written; rounding in fp32 makes about 1e-5."""
-CHECKED_ROWS, CHECKED_FRAMES = 4, 64
+CHECKED_ROWS, CHECKED_FRAMES, CHECKED_TEXT = 4, 64, 16
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,21 @@ def export_transformers(source: str | Path, out: str | Path) -> Exported:
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise XcodecLMError(f"{out} exists already", "name a new or empty folder with -o")
-    loaded = load_lm(find_model(source))
+    place = find_model(source)
+    speaks = read_kind(place) == SpeechLlama.kind
+    loaded = load_lm(place, model_class=SpeechLlama if speaks else GPT)
     model, layout = loaded.model, loaded.layout
-    rules = IdRules.of(layout)
+    rules, text_ids = IdRules.of(layout), layout.vocabulary.base
     with quiet_transformers():
         theirs = model.to_transformers()
-        _describe(theirs, rules, _section(layout, rules, loaded.spec, model.prefix))
+        section = _section(layout, rules, loaded.spec, model.prefix)
+        _describe(theirs, rules, section | ({"text_ids": text_ids} if speaks else {}))
         with new_folder(out) as folder:
             theirs.save_pretrained(folder)
+            if speaks:
+                TextEncoder.load(place.parent / "text").save(folder)
             again = AutoModelForCausalLM.from_pretrained(folder).eval()
-            prompts = example_prompts(rules, model.config.block)
+            prompts = example_prompts(rules, model.config.block, text_ids if speaks else 0)
             difference = largest_difference(model, again, prompts)
             if not difference <= TOLERANCE:
                 raise XcodecLMError(
@@ -92,16 +100,23 @@ def export_transformers(source: str | Path, out: str | Path) -> Exported:
     )  # fmt: skip
 
 
-def example_prompts(rules: IdRules, block: int) -> Tensor:
-    """Random prompts (B, L) of legal ids, bos included, no longer than a block and `CHECKED_FRAMES` frames."""
-    frame = len(rules.ranges)
-    frames = max(1, min(CHECKED_FRAMES, block // frame))
+def example_prompts(rules: IdRules, block: int, text_ids: int = 0) -> Tensor:
+    """Random prompts (B, L) of legal ids, bos included, no longer than a block and `CHECKED_FRAMES` frames.
+
+    Args:
+        rules: of the layout.
+        block: positions of a row.
+        text_ids: ids of text, of which some stand in front; 0 for none.
+    """
+    frame, front = len(rules.ranges), min(CHECKED_TEXT, block // 4) if text_ids else 0
+    frames = max(1, min(CHECKED_FRAMES, (block - front - (front > 0)) // frame))
     source = generator(0, "export")
     columns = [torch.randint(low, high, (CHECKED_ROWS, frames), generator=source) for low, high in rules.ranges]
     ids = torch.stack(columns, dim=2).flatten(1)  # (B, frames * ids_per_frame)
     if rules.bos is None:
         return ids
-    return torch.cat([torch.full((CHECKED_ROWS, 1), rules.bos), ids], dim=1)
+    text = torch.randint(0, max(text_ids, 1), (CHECKED_ROWS, front), generator=source)
+    return torch.cat([text, torch.full((CHECKED_ROWS, 1), rules.bos), ids], dim=1)
 
 
 @torch.inference_mode()

@@ -56,7 +56,7 @@ TRAINERS = {
     "tts": "xcodec_lm.tasks.tts.training",
 }
 """Module with `train` and `dry_run` of each noun that can be trained."""
-RELATIVES = {"xcodec": ("xcodec2",)}
+RELATIVES = {"xcodec": ("xcodec2",), "tts": ("llasa",)}
 """Preset families of other configuration classes that the trainer of a family takes, too."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,24 +49,31 @@ def write_speech(spoken: Spoken, out: Path) -> None:
 def say_stream(
     tts: TTS, text: str, voice: Prompt | None, seed: int, speaking: Speaking, out: Path | BinaryIO
 ) -> Result:
-    """Speaks sentence by sentence, into a file or as 16-bit PCM into a stream."""
-    pieces, rate = [], tts.codec.spec.output_sample_rate
+    """Speaks piece by piece, into a file or as 16-bit PCM into a stream; see `TTS.stream`."""
+    rate = tts.codec.spec.output_sample_rate
     if isinstance(out, Path):
         with sf.SoundFile(out, "w", rate, 1) as file:
-            for spoken in tts.stream(text, voice, seed, speaking):
-                file.write(spoken.wav[0].clamp(-1, 1).numpy())
-                file.flush()
-                say(f"{spoken.sentences[0].text!r}: {describe_speech(spoken)}")
-                pieces.append(spoken)
+            pieces = list(_by_sentence(tts.stream(text, voice, seed, speaking), file, lambda wav: wav.numpy()))
     else:
-        for spoken in tts.stream(text, voice, seed, speaking):
-            out.write(_pcm(spoken.wav[0]))
-            out.flush()
-            say(f"{spoken.sentences[0].text!r}: {describe_speech(spoken)}")
-            pieces.append(spoken)
+        pieces = list(_by_sentence(tts.stream(text, voice, seed, speaking), out, _pcm))
     seconds = sum(piece.seconds for piece in pieces)
     data = {"audio": str(out) if isinstance(out, Path) else "-", "pieces": [piece.report() for piece in pieces]}
     return Result(f"{data['audio']}: {seconds:.2f} s in {len(pieces)} sentence(s) at {rate} Hz", data)
+
+
+def _by_sentence(pieces: Iterable[Spoken], out: Any, shape: Callable[[Tensor], Any]) -> Iterator[Spoken]:
+    """Writes pieces of speech at once; gives and describes the sentences that they make up."""
+    parts: list[Spoken] = []
+    for spoken in pieces:
+        out.write(shape(spoken.wav[0].clamp(-1, 1)))
+        out.flush()
+        parts.append(spoken)
+        if spoken.sentences:
+            wav, wall_s = torch.cat([part.wav for part in parts], dim=1), sum(part.wall_s for part in parts)
+            whole = Spoken(wav, spoken.sample_rate, spoken.sentences, wall_s)
+            say(f"{whole.sentences[0].text!r}: {describe_speech(whole)}")
+            parts = []
+            yield whole
 
 
 def say_manifest(

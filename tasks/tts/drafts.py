@@ -1,4 +1,4 @@
-"""Drafts of sentences by the AR: how long they may be, whether they ended well, and which of several is kept.
+"""Drafts of sentences: how long they may be, whether they ended well, and which of several is kept.
 
 Sources: repetition-aware sampling of VALL-E 2, arXiv 2406.05370; best of several by likelihood normalised by length, as
 VALL-E X's public code has it.
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.lm.engine import Engine
-from xcodec_lm.lm.examples import cell_nats
 from xcodec_lm.lm.layouts import FILLER, Layout
+from xcodec_lm.lm.llama import SpeechLlama
 from xcodec_lm.lm.requests import Made, Request
-from xcodec_lm.lm.speech import ar_example, speech_batch
 from xcodec_lm.lm.valle_ar import ValleAR
-from xcodec_lm.lm.valle_blocks import prefix_mask
 from xcodec_lm.tasks.tts.speech import Ending, Pace, Prompt, Sentence, Speaking
 
 LOOP_S = 2.0
 """A draft that repeats itself for so long has fallen into a loop."""
+Speaker = ValleAR | SpeechLlama
+"""A model that speaks: VALL-E's AR the first codebook, the single stream all that its layout carries."""
 LONGEST_PERIOD_S = 1.0
 """Longest stretch that is looked for in such a loop."""
 
@@ -58,17 +58,19 @@ class Task:
 
 
 @dataclass(frozen=True)
-class _Draft:
-    codes: Tensor  # (1, T) of the speech
+class Draft:
+    """What became of one attempt at a sentence."""
+
+    codes: Tensor  # (R, T) of the speech
     ended: Ending
     score: float
 
 
 def draft(
-    ar: ValleAR, layout: Layout, pace: Pace, tasks: Sequence[Task], speaking: Speaking, frame_rate: float,
+    ar: Speaker, layout: Layout, pace: Pace, tasks: Sequence[Task], speaking: Speaking, frame_rate: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
-    """Speaks the first codebook of every task, and sets its `sentence`.
+    """Speaks the codebooks of the model for every task, and sets its `sentence`.
 
     All drafts of all tasks are decoded together. Tasks none of whose drafts ended by itself are tried again with
     repetition-aware sampling.
@@ -85,7 +87,7 @@ def draft(
     Raises:
         XcodecLMError: a text and its prompt do not fit the model.
     """
-    made: dict[int, list[_Draft]] = {index: [] for index in range(len(tasks))}
+    made: dict[int, list[Draft]] = {index: [] for index in range(len(tasks))}
     for attempt in range(1 + speaking.retries):
         open_ = [index for index in made if all(one.ended != "eos" for one in made[index])]
         if not open_:
@@ -95,7 +97,7 @@ def draft(
             sampling = replace(sampling, ras_window=10, temperature=max(sampling.temperature, 0.9))
         wanted = [(index, number) for index in open_ for number in range(speaking.best_of)]
         requests = [
-            _request(
+            request_of(
                 ar, tasks[index], pace, replace(speaking, sampling=sampling),
                 derive_seed(tasks[index].seed, "draft", attempt, number),
             )
@@ -108,7 +110,7 @@ def draft(
             if event.made.error is not None:
                 raise event.made.error
             index, _ = wanted[event.index]
-            made[index].append(_judge(ar, layout, tasks[index], event.made, frame_rate))
+            made[index].append(judge(ar, layout, tasks[index], event.made, frame_rate))
             if progress is not None:
                 progress(sum(any(one.ended == "eos" for one in drafts) for drafts in made.values()), len(tasks))
     for index, task in enumerate(tasks):
@@ -128,43 +130,47 @@ def least_frames(pace: Pace, units: int) -> int:
     return max(1, math.floor(units * pace.least * 0.5))
 
 
-def _request(ar: ValleAR, task: Task, pace: Pace, speaking: Speaking, seed: int) -> Request:
+def request_of(ar: Speaker, task: Task, pace: Pace, speaking: Speaking, seed: int) -> Request:
+    """A draft of a task, as the engine takes it.
+
+    Raises:
+        XcodecLMError: the text does not fit the model.
+    """
     with torch.inference_mode():
         prefix = ar.text_prefix(torch.tensor([list(task.ids)], device=ar.device))[0]
     frames = max(1, most_frames(pace, task.units) - task.begun)
     least = min(max(0, least_frames(pace, task.units) - task.begun), frames)
-    codes = None if task.prompt is None else task.prompt.codes[:1]
+    codes = None if task.prompt is None else task.prompt.codes
     return Request(frames, codes, speaking.sampling, seed, may_end=True, min_frames=least, prefix=prefix)
 
 
-def _judge(ar: ValleAR, layout: Layout, task: Task, made: Made, frame_rate: float) -> _Draft:
+def judge(ar: Speaker, layout: Layout, task: Task, made: Made, frame_rate: float) -> Draft:
+    """How a draft ended, without the round that it was caught in, and how likely it is."""
     codes = made.codes[:, made.prompt_frames :]
     ended: Ending = "eos" if made.ended else "limit"
     loop = find_loop(codes[0].numpy(), frame_rate)
     if loop is not None:
         codes, ended = codes[:, : max(1, loop)], "loop"
-    return _Draft(codes, ended, score(ar, layout, task, codes, ended == "eos"))
+    return Draft(codes, ended, score(ar, layout, task, codes, ended == "eos"))
 
 
 @torch.inference_mode()
-def score(ar: ValleAR, layout: Layout, task: Task, codes: Tensor, ended: bool) -> float:
+def score(ar: Speaker, layout: Layout, task: Task, codes: Tensor, ended: bool) -> float:
     """Mean log-likelihood of the speech's codes, and of its end, under the model.
 
     Args:
         ar: the model.
         layout: of its ids.
         task: whose text and prompt stand before.
-        codes: (1, T).
+        codes: (R, T).
         ended: whether eos follows.
     """
     given = 0 if task.prompt is None else task.prompt.codes.shape[1]
-    whole = codes if task.prompt is None else torch.cat([task.prompt.codes[:1], codes], dim=1)
-    batch = speech_batch([[ar_example(layout, task.ids, whole.numpy(), ended)]]).to(ar.device)
-    hidden = ar.read_rows(batch.inputs, batch.text, batch.places, prefix_mask(batch.document, batch.text))
-    nats = cell_nats(layout, ar.slot_logits(hidden, layout), batch.targets)
-    step_of = torch.arange(batch.rows.shape[1], device=ar.device) - len(task.ids)
-    mine = (batch.rows[0] != FILLER) & (step_of >= given // layout.width)[:, None]
-    return -float(nats[0][mine].mean()) if bool(mine.any()) else -math.inf
+    whole = codes if task.prompt is None else torch.cat([task.prompt.codes[list(layout.books)], codes], dim=1)
+    nats, rows = ar.spoken_nats(layout, task.ids, whole.numpy(), ended)
+    begin = given * len(layout.books) if layout.flat else given // layout.width
+    mine = (rows != FILLER) & (torch.arange(len(rows)) >= begin)[:, None]
+    return -float(nats[mine].mean()) if bool(mine.any()) else -math.inf
 
 
 def find_loop(codes: np.ndarray, frame_rate: float) -> int | None:

@@ -22,7 +22,6 @@ from xcodec_lm.codec.audio import load_audio, resample, save_audio
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.codec.tokens import AudioTokenizer
 from xcodec_lm.configs.errors import UsageError
-from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.lm.valle_nar import ValleNAR
 from xcodec_lm.tasks.eval.intervals import LEAST_UNITS
 from xcodec_lm.tasks.eval.speaker import SimilarityReport, SpeakerEmbedder, Voice, compare_with_prompts
@@ -115,7 +114,7 @@ def evaluate_tts(
             if spoken:
                 made.append(("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], {})))
             made += [
-                ("AR", lambda tts=tts, lines=lines: _speak(tts, lines, replace(speaking, codec_stage="ar"))),
+                ("AR", lambda tts=tts, lines=lines: _speak(tts, lines, _of_ar(tts, speaking))),
             ]
             if tts.nar is not None:
                 made.append(("AR+NAR", lambda tts=tts, lines=lines: _speak(tts, lines, speaking)))
@@ -133,11 +132,16 @@ def evaluate_tts(
     return _result(systems, rows, judges, [name for name, _ in runs], seed)
 
 
+def _of_ar(tts: TTS, speaking: Speaking) -> Speaking:
+    """How the AR speaks alone: the first codebook, or, as a single stream, all."""
+    return speaking if tts.nar is None else replace(speaking, codec_stage="ar")
+
+
 def untrained(tts: TTS, seed: int = 0) -> TTS:
     """The same models with the weights that training starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        ar = ValleAR(tts.ar.config).to(tts.device).eval()
+        ar = tts.ar.fresh()
         nar = None if tts.nar is None else ValleNAR(tts.nar.config).to(tts.device).eval()
     other = copy.copy(tts)
     other.ar, other.nar = ar, nar
@@ -234,7 +238,8 @@ def _result(
         say(f"the recogniser errs on {truth:.1%} of the words of real recordings: its figures give no verdict")
     differences = []
     for name in runs:
-        pairs = [(f"{name}: AR+NAR", f"{name}: resynthesis"), (f"{name}: AR+NAR", f"{name}: shuffled text")]
+        whole = f"{name}: AR+NAR" if f"{name}: AR+NAR" in by_name else f"{name}: AR"
+        pairs = [(whole, f"{name}: resynthesis"), (whole, f"{name}: shuffled text")]
         if name != runs[0]:
             pairs += [(f"{runs[0]}: {what}", f"{name}: {what}") for what in ("AR", "AR+NAR")]
         for one, other in pairs:

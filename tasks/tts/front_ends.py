@@ -1,4 +1,4 @@
-"""Front ends: what turns normalised text into units. One protocol, three of them.
+"""Front ends: what turns normalised text into units. One protocol, three of them; a fourth is in `pretrained_text`.
 
 Characters need nothing. Phonemes come from espeak-ng (GPL-3, so in the extra `[tts]`) through phonemizer, the way
 VALL-E's reproduction has them: punctuation kept, no stress, no ties; see
@@ -59,6 +59,10 @@ def make_front_end(config: TextConfig) -> FrontEnd:
         return Phonemes(config.language)
     if config.front_end == "sentencepiece":
         return Pieces(config.language, Path(config.model))
+    if config.front_end == "transformers":
+        from xcodec_lm.tasks.tts.pretrained_text import Tokens
+
+        return Tokens(config.language, Path(config.model))
     return Characters(config.language)
 
 

@@ -90,6 +90,8 @@ class TextEncoder:
             XcodecLMError: the front end is not installed, or its model is missing.
         """
         config = config if language is None else replace(config, language=language)
+        if config.front_end == "transformers":
+            return _pretrained()(config)
         empty = cls(config, ())
         texts = list(texts)
         found: set[str] = set()
@@ -182,6 +184,11 @@ class TextEncoder:
             return split_sentences(text, most_units)
         return split_sentences(text, most_units, lambda piece: len(self._front_end.units(piece)))
 
+    def compare_version(self, trained: str) -> None:
+        """Says so where the front end is another one than the run was trained with."""
+        if self.version != trained:
+            say(f"note: this model learned its text from {trained}, here is {self.version}; some units may differ")
+
     def save(self, folder: str | Path) -> None:
         """Writes `text.json` and, beside it, the sentencepiece model if there is one.
 
@@ -221,19 +228,22 @@ class TextEncoder:
         config = from_dict(stored["text"], TextConfig, str(path))
         if config.model:
             config = replace(config, model=str(path.parent / config.model))
+        if config.front_end == "transformers":
+            return _pretrained().restored(config, stored)
         encoder = cls(config, stored["symbols"])
-        version = encoder.version
-        if version != stored["front_end_version"]:
-            say(
-                f"note: this model learned its text from {stored['front_end_version']}, here is {version}; "
-                "some units may differ"
-            )
+        encoder.compare_version(stored["front_end_version"])
         if config.model and encoder._front_end.alphabet and _sha256(Path(config.model)) != stored.get("model_sha256"):
             raise XcodecLMError(
                 f"{config.model} is not the sentencepiece model that this run was trained with",
                 f"put the model back that {path} was written beside",
             )
         return encoder
+
+
+def _pretrained() -> Any:
+    from xcodec_lm.tasks.tts.pretrained_text import PretrainedEncoder
+
+    return PretrainedEncoder
 
 
 def _read(path: Path) -> dict[str, Any]:

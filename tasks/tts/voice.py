@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +22,21 @@ from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.tokens import AudioTokenizer, TokenSpec, stack_codes
 from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
-from xcodec_lm.lm.layouts import Layout
+from xcodec_lm.lm.gpt import read_kind
+from xcodec_lm.lm.layouts import Layout, layout_from
+from xcodec_lm.lm.llama import SpeechLlama
 from xcodec_lm.lm.load import find_model, model_facts, named_codec
 from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
 from xcodec_lm.lm.valle_nar import ValleNAR, refine
-from xcodec_lm.tasks.tts.drafts import Task, draft
+from xcodec_lm.tasks.tts.drafts import Speaker, Task, draft
 from xcodec_lm.tasks.tts.speech import Line, Pace, Prompt, Speaking, Spoken
+from xcodec_lm.tasks.tts.streaming import context_of, stream_frames
 from xcodec_lm.tasks.tts.symbols import TextEncoder
 
 LONGEST_PROMPT_S = 10.0
 """Of a longer recording the beginning is the prompt."""
 SHORTEST_PROMPT_S = 1.0
 """A shorter one hardly carries a voice, which is said."""
-CONTEXT_S = 1.0
-"""End of the prompt that is decoded in front of the speech, so that the codec does not begin in silence."""
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Shipped language models."""
 SILENCE = 1e-4
@@ -45,9 +47,9 @@ class TTS:
     """Speech models with their text front end and codec; `load_tts` makes one.
 
     Args:
-        ar: predicts the first codebook.
-        nar: predicts the others; None speaks with the first alone.
-        layout: of the AR's ids.
+        ar: predicts the first codebook, or, as a single stream, all that its layout carries.
+        nar: predicts the others; None speaks with those of `ar` alone.
+        layout: of the ids of `ar`.
         encoder: text as ids.
         codec: anything with the tokenizer protocol.
         pace: of the training data.
@@ -57,7 +59,7 @@ class TTS:
     """
 
     def __init__(
-        self, ar: ValleAR, nar: ValleNAR | None, layout: Layout, encoder: TextEncoder, codec: AudioTokenizer,
+        self, ar: Speaker, nar: ValleNAR | None, layout: Layout, encoder: TextEncoder, codec: AudioTokenizer,
         pace: Pace,
     ):  # fmt: skip
         self.ar, self.nar, self.layout, self.encoder, self.codec, self.pace = ar, nar, layout, encoder, codec, pace
@@ -68,6 +70,11 @@ class TTS:
     def device(self) -> torch.device:
         """Where the models are."""
         return self.ar.device
+
+    @property
+    def n_q(self) -> int:
+        """Codebooks that are spoken."""
+        return len(self.layout.books) if self.nar is None else self.nar.config.n_q
 
     # ------------------------------------------------------------------ prompts
 
@@ -115,7 +122,7 @@ class TTS:
 
     def heard(self, prompt: Prompt, rate: int) -> np.ndarray:
         """(N,) a prompt as the codec renders it, at a rate in Hz."""
-        spec, n_q = self.codec.spec, 1 if self.nar is None else self.nar.config.n_q
+        spec, n_q = self.codec.spec, self.n_q
         with torch.inference_mode():
             wav, lengths = self.codec.decode(stack_codes([prompt.codes[:n_q]], spec.take(n_q)))
         return resample(wav[0, 0, : int(lengths[0])].float().cpu().numpy(), spec.output_sample_rate, rate)
@@ -166,8 +173,15 @@ class TTS:
         self, text: str, prompt: Prompt | None = None, seed: int = 0,
         speaking: Speaking = Speaking(),  # noqa: B008 - frozen
     ) -> Iterator[Spoken]:  # fmt: skip
-        """Speaks a text sentence by sentence, each as soon as it is made; together they are what `say` gives."""
+        """Speaks a text piece by piece, each as soon as it is made; together they are what `say` gives.
+
+        A piece is a sentence. Of a single stream it is what became certain of it, 0.2 s or so: a sentence's last piece
+        has its `sentences`, those before it have none, and no draft is tried again.
+        """
         for task in self._tasks(0, Line(text, prompt, seed), speaking):
+            if isinstance(self.ar, SpeechLlama) and speaking.best_of == 1 and speaking.codec_stage == "nar":
+                yield from stream_frames(self.ar, self.layout, self.pace, self.codec, task, speaking)
+                continue
             began = time.perf_counter()
             self._speak([task], speaking)
             yield self._joined([task], time.perf_counter() - began)
@@ -189,9 +203,11 @@ class TTS:
     def _speak(self, tasks: list[Task], speaking: Speaking, progress: Callable[[int, int], None] | None = None) -> None:
         """Sets the `sentence` of every task, with all codebooks."""
         draft(self.ar, self.layout, self.pace, tasks, speaking, float(self.codec.spec.frame_rate), progress)
-        if self.nar is None or speaking.codec_stage == "ar":
-            return
         sentences = [task.sentence for task in tasks if task.sentence is not None]
+        if self.nar is None or speaking.codec_stage == "ar":
+            for sentence in sentences if speaking.codec_stage == "ar" else ():
+                sentence.codes = sentence.codes[:1]
+            return
         n_q = self.nar.config.n_q
         prompts = [_prompt_codes(task.prompt, n_q) for task in tasks]
         firsts = [
@@ -215,7 +231,7 @@ class TTS:
         assert task.sentence is not None
         spec, codes = self.codec.spec, task.sentence.codes
         n_q = len(codes)
-        context = _prompt_codes(task.prompt, n_q)[:, -max(1, round(CONTEXT_S * spec.frame_rate)) :]
+        context = context_of(task.prompt, n_q, spec)
         tokens = stack_codes([torch.cat([context, codes], dim=1)], spec.take(n_q))
         with torch.inference_mode():
             wav, lengths = self.codec.decode(tokens.to(getattr(self.codec, "device", "cpu")))
@@ -225,6 +241,31 @@ class TTS:
 
 def _prompt_codes(prompt: Prompt | None, n_q: int) -> Tensor:
     return torch.zeros(n_q, 0, dtype=torch.int64) if prompt is None else prompt.codes[:n_q]
+
+
+def _load_single(folder: Path, codec: AudioTokenizer | str | Path | None, device: torch.device | str) -> TTS:
+    """`load_tts` of a single stream."""
+    model_folder = find_model(folder)
+    facts = model_facts(model_folder, SpeechLlama.kind)
+    model = SpeechLlama.from_pretrained(model_folder, device)
+    spec = TokenSpec.from_dict(facts["codec"]["spec"])
+    codec = _codec_of(facts, model_folder, codec, device)
+    layout = layout_from(model.config.layout, spec)
+    return TTS(model, None, layout, TextEncoder.load(folder / "text"), codec, Pace(**facts["pace"]))
+
+
+def _codec_of(
+    facts: dict[str, Any], model_folder: Path, codec: AudioTokenizer | str | Path | None, device: torch.device | str
+) -> AudioTokenizer:
+    """The codec that was given, or that a model's config.json names, if it is the one of the model's tokens."""
+    if codec is None:
+        codec = named_codec(model_folder, facts["codec"].get("path"))
+    if isinstance(codec, (str, Path)):
+        from xcodec_lm.codec import load_codec
+
+        codec = load_codec(codec, device=device)
+    codec.spec.check_same_codec(TokenSpec.from_dict(facts["codec"]["spec"]), "the speech model's training data")
+    return codec
 
 
 def load_tts(
@@ -242,6 +283,8 @@ def load_tts(
         TokenError: the codec, or the NAR's, is not the one whose tokens the AR speaks.
     """
     folder = find_run(run)
+    if not (folder / "ar").is_dir():
+        return _load_single(folder, codec, device)
     ar_folder = find_model(folder / "ar")
     facts = model_facts(ar_folder, ValleAR.kind)
     ar = ValleAR.from_pretrained(ar_folder, device)
@@ -258,13 +301,7 @@ def load_tts(
             spec.check_same_codec(theirs, str(nar_folder))
     else:
         say(f"{folder} holds no NAR: the first codebook is spoken alone")
-    if codec is None:
-        codec = named_codec(ar_folder, facts["codec"].get("path"))
-    if isinstance(codec, (str, Path)):
-        from xcodec_lm.codec import load_codec
-
-        codec = load_codec(codec, device=device)
-    codec.spec.check_same_codec(spec, "the speech model's training data")
+    codec = _codec_of(facts, ar_folder, codec, device)
     pace = Pace(**facts["pace"])
     return TTS(ar, nar, ar_layout(ar.config, spec), TextEncoder.load(folder / "text"), codec, pace)
 
@@ -278,8 +315,14 @@ def find_run(run: str | Path) -> Path:
     folder, shipped = Path(run), PRETRAINED / str(run)
     if not folder.exists() and shipped.is_dir():
         return shipped
-    if folder.name in ("ar", "nar") and (folder.parent / "text").is_dir():
+    if folder.name in ("ar", "nar", "model") and (folder.parent / "text").is_dir():
         folder = folder.parent
-    if not (folder / "ar").is_dir():
-        raise XcodecLMError(f"{run} holds no speech model: there is no AR in it", "give the folder that tts train made")
+    single = (folder / "text").is_dir() and read_kind(folder / "model") == SpeechLlama.kind
+    if not (folder / "ar").is_dir() and not single:
+        if (folder / "text").is_dir() and (folder / "config.yaml").is_file():
+            find_model(folder)  # says that training has not finished
+        raise XcodecLMError(
+            f"{run} holds no speech model: there is no AR in it, and no single stream",
+            "give the folder that tts train made",
+        )
     return folder

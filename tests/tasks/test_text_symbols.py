@@ -48,7 +48,7 @@ def encoder(request, model):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"front_end": "letters"}, "characters, phonemes and sentencepiece"),
+        ({"front_end": "letters"}, "characters, phonemes, sentencepiece and transformers"),
         ({"language": ""}, "no name of a language"),
         ({"language": "en us"}, "no name of a language"),
         ({"front_end": "sentencepiece"}, "data spm"),

@@ -8,20 +8,21 @@ import soundfile as sf
 import torch
 
 from xcodec_lm.codec import load_codec
+from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
 from xcodec_lm.configs.text import TextConfig
 from xcodec_lm.configs.valle import ValleConfig
 from xcodec_lm.lm.sampling import Sampling
+from xcodec_lm.lm.shards import StoreWriter
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.lm.valle_nar import ValleNAR
 from xcodec_lm.tasks.tts.drafts import find_loop, least_frames, most_frames
 from xcodec_lm.tasks.tts.speech import Line, Speaking
 from xcodec_lm.tasks.tts.symbols import TextEncoder
+from xcodec_lm.tasks.tts.texts import text_encoder
 from xcodec_lm.tasks.tts.voice import load_tts
 
-TINY = ValleConfig(
-    layers=1, heads=2, dim=16, mlp_dim=32, dropout=0.0, text_size=48, n_q=4, codebook_size=64, block=400
-)
+TINY = ValleConfig(layers=1, heads=2, dim=16, mlp_dim=32, dropout=0.0, text_size=48, n_q=4, codebook_size=64, block=400)
 PACE = {"least": 0.5, "usual": 1.0, "most": 1.5}
 WORDS = "zero one two three four five six seven eight nine, a dog and a cat."
 
@@ -178,6 +179,24 @@ def test_another_codec_is_refused(run, other_folder):
 def test_a_folder_without_a_speech_model_is_named(tmp_path):
     with pytest.raises(XcodecLMError, match="holds no speech model"):
         load_tts(tmp_path)
+
+
+def test_a_run_keeps_its_front_end(tmp_path, cli):
+    """A second call finds the symbols of the first, a sentencepiece model of another place included."""
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps({"id": str(n), "audio": "x.wav", "duration": 1.0, "split": "train",
+                                            "text": WORDS}) + "\n" for n in range(20)))  # fmt: skip
+    code, _, err = cli("data", "spm", manifest, "--out", tmp_path / "text.model", "--vocab-size", 284)
+    assert code == 0, err
+    spec = TokenSpec("toy", 16_000, 16_000, 320, (64,), fingerprint="c" * 64)
+    with StoreWriter(tmp_path / "tokens", spec) as writer:
+        writer.add({"id": "a", "split": "train", "text": WORDS}, np.zeros((50, 1), dtype=np.int64))
+    config, tokens = TextConfig("sentencepiece", model=str(tmp_path / "text.model")), (str(tmp_path / "tokens"),)
+    first = text_encoder(config, tokens, "", tmp_path / "run")
+    again = text_encoder(config, tokens, "", tmp_path / "run")
+    assert first.encode(WORDS).ids == again.encode(WORDS).ids
+    with pytest.raises(XcodecLMError, match="was begun with the front end"):
+        text_encoder(TextConfig(), tokens, "", tmp_path / "run")
 
 
 # ---------------------------------------------------------------------- commands

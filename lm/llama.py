@@ -72,7 +72,9 @@ class SpeechLlama(GPT):
     def spoken_nats(self, layout: Layout, text: Sequence[int], codes: np.ndarray, ended: bool) -> tuple[Tensor, Tensor]:
         """What every code of an utterance costs, and its end: see `ValleAR.spoken_nats`."""
         example = text_example(layout, text, codes, ended)
-        logits = self.slot_logits(self.hidden(example.inputs[None, :, 0].to(self.device)), layout)
+        # Rotary positions go on beyond the block, as a draft may that was spoken with refills.
+        places = torch.arange(len(example), device=self.device)[None]
+        logits = self.slot_logits(self.hidden(example.inputs[None, :, 0].to(self.device), places=places), layout)
         nats = cell_nats(layout, logits, example.targets[None].to(self.device))
         return nats[0, len(text) :].cpu(), example.rows[len(text) :]
 

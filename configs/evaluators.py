@@ -37,17 +37,17 @@ class SpeakerConfig:
 
     highest_hz: float = 3800.0
     """Upper end of the spectrum that it hears, so that recordings are not told apart by their band."""
-    channels: int = 192
+    channels: int = 128
     """Width of the convolutions."""
     dim: int = 128
     """Size of an embedding."""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """Dropout on the pooled statistics."""
     crop_s: float = 2.0
     """Seconds of a training crop."""
     margin: float = 0.2
-    """What is taken off the cosine of the right speaker in training."""
-    scale: float = 30.0
+    """What is taken off the cosine of the right speaker in training; it grows to this over the first half."""
+    scale: float = 20.0
     """Factor on cosines before the softmax."""
 
     def __post_init__(self):
@@ -137,6 +137,15 @@ class EvaluatorTrainConfig:
 
     def __post_init__(self):
         self.optim.require_adamw()
+
+    @staticmethod
+    def of(kind: Literal["recogniser", "speaker"]) -> EvaluatorTrainConfig:
+        """What suits a kind: a speaker's pace and spectrum are their own, and are varied less."""
+        if kind == "recogniser":
+            return EvaluatorTrainConfig(data=EvaluatorDataConfig(batch_clips=16))
+        return EvaluatorTrainConfig(
+            kind=kind, data=EvaluatorDataConfig(copied_share=0.2), augment=AugmentConfig(speed=0.0, tilt_db=3.0)
+        )
 
 
 def _check_hz(where: str, hz: float) -> None:

@@ -39,7 +39,7 @@ def train_evaluators(
     from dataclasses import replace
 
     from xcodec_lm.codec.runtime.run import RunOptions
-    from xcodec_lm.configs.evaluators import EvaluatorDataConfig, EvaluatorTrainConfig
+    from xcodec_lm.configs.evaluators import EvaluatorTrainConfig
     from xcodec_lm.tasks.eval.judge_copies import make_copies
     from xcodec_lm.tasks.eval.train_evaluators import train
 
@@ -55,9 +55,9 @@ def train_evaluators(
         del models
     found: dict[str, Any] = {}
     for kind in dict.fromkeys(kinds):
-        base = EvaluatorTrainConfig(kind=kind)
+        base = EvaluatorTrainConfig.of(kind)
         config = replace(
-            base, data=EvaluatorDataConfig(manifests=manifests, copies=copied, longest_s=longest_s),
+            base, data=replace(base.data, manifests=manifests, copies=copied, longest_s=longest_s),
             run=replace(base.run, seed=seed, threads=threads),
             optim=base.optim if steps is None else replace(base.optim, steps=steps, warmup_steps=min(60, steps // 4)),
         )  # fmt: skip

@@ -98,7 +98,7 @@ def bands_below(highest_hz: float) -> int:
 
 
 def features(wav: Tensor, bands: int) -> Tensor:
-    """Log-mel frames every 10 ms, normalised over the clip.
+    """Log-mel frames every 10 ms for a recogniser, normalised over the clip.
 
     Every band loses its mean over the active frames; all are divided by one deviation, so that an empty band does not
     become as loud as a full one.
@@ -110,13 +110,37 @@ def features(wav: Tensor, bands: int) -> Tensor:
     Returns:
         (T, bands) float32.
     """
+    x, is_active = _log_mel(wav, bands)
+    active = x[is_active]
+    mean = active.mean(dim=0)
+    return (x - mean) / (active - mean).square().mean().sqrt().clamp_min(LEAST_SPREAD)
+
+
+def voice_features(wav: Tensor, bands: int) -> Tensor:
+    """Log-mel frames for an embedder of speakers: active ones alone, with one mean and one deviation for all bands.
+
+    Level goes, the balance of the bands stays: much of what tells voices apart is in their mean spectrum.
+
+    Args:
+        wav: (N,) at 16 kHz; fewer than 25 ms are padded with zeros.
+        bands: the lowest so many of the 80.
+
+    Returns:
+        (T, bands) float32, T at least 1.
+    """
+    x, is_active = _log_mel(wav, bands)
+    x = x[is_active]
+    x = x - x.mean()
+    return x / x.square().mean().sqrt().clamp_min(LEAST_SPREAD)
+
+
+def _log_mel(wav: Tensor, bands: int) -> tuple[Tensor, Tensor]:
+    """Frames (T, bands) with 60 dB of range, and which of them are active (T,)."""
     wav = torch.nn.functional.pad(wav, (0, max(0, fbank.FRAME_SAMPLES - len(wav))))
     x = fbank.log_mel(wav[None])[0, :, :bands].float()  # (T, bands)
     x = x.clamp_min(float(x.max()) - RANGE)
     energy = x.logsumexp(dim=1)
-    active = x[energy >= energy.max() - ACTIVE]
-    mean = active.mean(dim=0)
-    return (x - mean) / (active - mean).square().mean().sqrt().clamp_min(LEAST_SPREAD)
+    return x, energy >= energy.max() - ACTIVE
 
 
 def pad_frames(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,9 @@
-"""A small embedder of speakers for the data at hand: dilated convolutions over log-mel frames, pooled statistics.
+"""A small embedder of speakers for the data at hand: statistics of log-mel frames and of convolutions over them.
 
 It hears nothing above 3.8 kHz and no level, so that recordings of one speaker are not held together by their band or
 loudness.
+
+The frames' own statistics make it learn from a few hundred speakers within minutes; the convolutions add to them.
 
 Source: the shape of x-vectors (Snyder et al. 2018, "X-vectors: robust DNN embeddings for speaker recognition"), trained
 with an additive margin (Wang et al. 2018, arXiv 1801.05599).
@@ -22,12 +24,12 @@ from xcodec_lm import configs
 from xcodec_lm.codec.batching import keep
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.configs.evaluators import SpeakerConfig
-from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, bands_below, check_clips, features, pad_frames
+from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, bands_below, check_clips, pad_frames, voice_features
 from xcodec_lm.tasks.eval.judge_files import find_judge, load_weights, read_judge_config, save_judge
 
 MODEL_TYPE = "xcodec_lm_tiny_speaker"
-CONTEXTS = ((5, 1), (3, 2), (3, 3), (3, 4))
-"""Kernel and dilation of each convolution."""
+CONTEXTS = ((5, 1, 2), (3, 2, 1), (3, 3, 1))
+"""Kernel, dilation and stride of each convolution."""
 SHORTEST_S = 1.0
 """Shorter clips are repeated up to this length."""
 
@@ -47,43 +49,44 @@ class TinySpeaker(nn.Module):
         width = config.channels
         inputs = (self.bands, *(width,) * (len(CONTEXTS) - 1))
         self.convs = nn.ModuleList(
-            nn.Conv1d(channels, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
-            for channels, (kernel, dilation) in zip(inputs, CONTEXTS, strict=True)
+            nn.Conv1d(channels, width, kernel, stride, dilation * (kernel // 2), dilation)
+            for channels, (kernel, dilation, stride) in zip(inputs, CONTEXTS, strict=True)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in CONTEXTS)
-        self.wide = nn.Linear(width, 2 * width)
+        size = 2 * width + 3 * self.bands
+        self.scaled = nn.BatchNorm1d(size)
         self.dropout = nn.Dropout(config.dropout)
-        self.embed = nn.Linear(4 * width, config.dim)
+        self.embed = nn.Linear(size, config.dim)
         self.classes = nn.Parameter(torch.randn(len(speakers), config.dim)) if speakers else None
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings of unit norm.
 
         Args:
-            frames: (B, T, bands) of `judge_audio.features`, with zeros behind each row.
+            frames: (B, T, bands) of `judge_audio.voice_features`, with zeros behind each row.
             lengths: (B,) frames of each row.
 
         Returns:
             (B, D).
         """
         x = frames.mT  # (B, bands, T)
+        change = x[:, :, 1:] - x[:, :, :-1] if x.shape[2] > 1 else torch.zeros_like(x)
+        statistics = [*_moments(x, lengths), _moments(change, (lengths - 1).clamp_min(1))[1]]
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = F.gelu(norm(conv(keep(x, lengths)).mT)).mT  # (B, C, T)
+            y = conv(keep(x, lengths))  # (B, C, T)
+            lengths = (lengths + conv.stride[0] - 1) // conv.stride[0]
+            y = F.gelu(norm(y.mT)).mT
             x = y if index == 0 else x + y
-        x = F.gelu(self.wide(x.mT))  # (B, T, 2 C)
-        valid = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, :, None]
-        total = lengths[:, None].to(x.dtype)
-        mean = (x * valid).sum(dim=1) / total  # (B, 2 C)
-        variance = ((x - mean[:, None]).square() * valid).sum(dim=1) / total
-        statistics = torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)  # (B, 4 C)
-        return F.normalize(self.embed(self.dropout(statistics)), dim=1)
+        pooled = torch.cat([*statistics, *_moments(x, lengths)], dim=1)  # (B, 2 C + 3 bands)
+        return F.normalize(self.embed(self.dropout(self.scaled(pooled))), dim=1)
 
-    def loss(self, rows: Sequence[Tensor], speakers: Sequence[int]) -> Tensor:
+    def loss(self, rows: Sequence[Tensor], speakers: Sequence[int], margin: float) -> Tensor:
         """Additive-margin softmax loss of a batch.
 
         Args:
             rows: (T_i, bands) of each clip.
             speakers: class of each clip.
+            margin: what is taken off the cosine of the right speaker.
         """
         if self.classes is None:
             raise ValueError("a judge without classes is not trained")
@@ -91,7 +94,7 @@ class TinySpeaker(nn.Module):
         device = self.classes.device
         cosines = self(frames.to(device), lengths.to(device)) @ F.normalize(self.classes, dim=1).T  # (B, speakers)
         answers = torch.tensor(list(speakers), device=device)
-        cosines = cosines - self.config.margin * F.one_hot(answers, cosines.shape[1])
+        cosines = cosines - margin * F.one_hot(answers, cosines.shape[1])
         return F.cross_entropy(self.config.scale * cosines, answers)
 
 
@@ -124,9 +127,18 @@ class TinySpeakerEmbedder:
         for wav in check_clips(wavs):
             least = round(SHORTEST_S * SAMPLE_RATE)
             wav = wav.repeat(-(-least // len(wav)))[:least] if len(wav) < least else wav
-            frames = features(wav, self.model.bands)
+            frames = voice_features(wav, self.model.bands)
             rows.append(self.model(frames[None].to(device), torch.tensor([len(frames)], device=device))[0].cpu())
         return torch.stack(rows).numpy() if rows else np.zeros((0, self.model.config.dim), dtype=np.float32)
+
+
+def _moments(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (B, C) over the valid positions of (B, C, T)."""
+    valid = (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]  # (B, 1, T)
+    total = lengths[:, None].to(x.dtype)
+    mean = (x * valid).sum(dim=2) / total
+    variance = ((x - mean[:, :, None]).square() * valid).sum(dim=2) / total
+    return mean, (variance + 1e-6).sqrt()
 
 
 def save_tiny_speaker(model: TinySpeaker, folder: Path, ancestry: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from xcodec_lm.configs.evaluators import EvaluatorTrainConfig
 from xcodec_lm.tasks.data.provenance import provenance
 from xcodec_lm.tasks.eval import speaker as speakers
 from xcodec_lm.tasks.eval import wer
-from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, features, is_silent
+from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, features, is_silent, voice_features
 from xcodec_lm.tasks.eval.judge_augment import augment
 from xcodec_lm.tasks.eval.tiny_ctc import Alphabet, TinyCTC, TinyTranscriber, save_tiny_ctc
 from xcodec_lm.tasks.eval.tiny_speaker import TinySpeaker, TinySpeakerEmbedder, save_tiny_speaker
@@ -132,7 +132,7 @@ class SpeakerTrainee:
         config: of the run.
 
     Raises:
-        ConfigError: there are fewer than two speakers.
+        ConfigError: there are fewer than two speakers, or fewer than two clips in a batch.
     """
 
     def __init__(self, config: EvaluatorTrainConfig):
@@ -145,13 +145,19 @@ class SpeakerTrainee:
             raise ConfigError(
                 f"the training clips have {len(names)} speakers", "give manifests whose rows have a `speaker`"
             )
+        if config.data.batch_clips < 2:
+            raise ConfigError("data.batch_clips must be at least 2 for the embedder, which compares clips of a batch")
         self.index = {name: number for number, name in enumerate(names)}
         groups = [[clip for clip in clips if clip.row["speaker"] == name] for name in names]
         longest = min(config.data.longest_s, config.speaker.crop_s * 1.5)
         self.clips = TrainingClips(replace(config, data=replace(config.data, longest_s=longest)), groups)
         torch.manual_seed(derive_seed(config.run.seed, "speaker"))
         self.module: TinySpeaker = TinySpeaker(config.speaker, names)
-        self.crop, self.seed = round(config.speaker.crop_s * SAMPLE_RATE), config.run.seed
+        self.crop, self.seed, self.steps = (
+            round(config.speaker.crop_s * SAMPLE_RATE),
+            config.run.seed,
+            config.optim.steps,
+        )
 
     def loss(self, step: int) -> Tensor:
         """Additive-margin loss on crops."""
@@ -160,9 +166,10 @@ class SpeakerTrainee:
             rng = generator(self.seed, "crop", step, item)
             start = int(torch.randint(max(1, len(wav) - self.crop + 1), (), generator=rng))
             crop = wav[start : start + self.crop]
-            rows.append(features(wav if is_silent(crop) else crop, self.module.bands))
+            rows.append(voice_features(wav if is_silent(crop) else crop, self.module.bands))
             answers.append(self.index[clip.row["speaker"]])
-        return self.module.loss(rows, answers)
+        margin = self.module.config.margin * min(1.0, 2 * step / self.steps)
+        return self.module.loss(rows, answers, margin)
 
     def validate(self, clips: Sequence[Clip]) -> dict[str, float]:
         """`eval/eer`: the mean of the sources' equal-error rates."""

@@ -20,17 +20,13 @@ import numpy as np
 
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.tasks.eval.intervals import Estimate, draw_weights, percentiles
+from xcodec_lm.tasks.tts.numbers import spell_numbers
 
 Kind = Literal["equal", "substitute", "delete", "insert"]
 Mark = tuple[Kind, str, str]
 """What became of a word: kind, word of the reference ("" where inserted), word of the hypothesis ("" where deleted)."""
 NORMALISATION = "NFKC, lower case, English numbers spelled, punctuation but apostrophes in words removed"
 """What `normalise` does, for a report."""
-_ONES = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-]  # fmt: skip
-_TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 @dataclass(frozen=True)
@@ -89,19 +85,16 @@ class Counts:
 def normalise(text: str, language: str = "en") -> str:
     """A text as it is compared: words in lower case with single spaces.
 
-    Unicode NFKC, lower case; in English digits become words ("21" is "twenty one", "007" and numbers of more than
-    nine digits are read digit by digit); hyphens and all other punctuation become spaces, but an apostrophe within a
-    word stays, in its plain form.
+    Unicode NFKC, lower case; in English numbers become words as `tts.numbers` reads them; hyphens and all other
+    punctuation become spaces, but an apostrophe within a word stays, in its plain form.
 
     Args:
         text: of a reference or a hypothesis.
         language: digits are spelled when it begins with `en`.
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-    if language.startswith("en"):
-        text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-        text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
-        text = re.sub(r"[0-9]+", lambda found: f" {_spell(found[0])} ", text)
+    if language.startswith("en") and re.search("[0-9]", text):
+        text = spell_numbers(text).lower()
     text = re.sub(r"(?<!\w)'|'(?!\w)", " ", text)
     text = "".join(sign if sign == "'" or unicodedata.category(sign)[0] in "LMN" else " " for sign in text)
     return " ".join(text.split())
@@ -247,23 +240,6 @@ def _counts_of(name: str, reference: Sequence[str], hypothesis: Sequence[str], c
 
 def _units(pairs: Sequence[Pair]) -> list[str]:
     return [pair.unit or f"#{index}" for index, pair in enumerate(pairs)]
-
-
-def _spell(digits: str) -> str:
-    if len(digits) > 9 or (len(digits) > 1 and digits[0] == "0"):
-        return " ".join(_ONES[int(digit)] for digit in digits)
-    return _cardinal(int(digits))
-
-
-def _cardinal(number: int) -> str:
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        return _TENS[number // 10] + (f" {_ONES[number % 10]}" if number % 10 else "")
-    sizes = ((10**6, "million"), (10**3, "thousand"), (100, "hundred"))
-    size, name = next(item for item in sizes if number >= item[0])
-    rest = f" {_cardinal(number % size)}" if number % size else ""
-    return f"{_cardinal(number // size)} {name}{rest}"
 
 
 def _jiwer() -> ModuleType:

@@ -109,7 +109,7 @@ def test_similarity_heeds_neither_level_nor_band(trained):
     narrow = low_pass(torch.from_numpy(wav)).numpy()
     base = similarity(judge, [wav], [other])[0]
     assert similarity(judge, [0.1 * wav], [other])[0] == pytest.approx(base, abs=1e-4)
-    assert similarity(judge, [narrow], [other])[0] == pytest.approx(base, abs=2e-3)
+    assert similarity(judge, [narrow], [other])[0] == pytest.approx(base, abs=5e-3)
     assert similarity(judge, [wav], [wav])[0] == pytest.approx(1, abs=1e-5)
     assert similarity(judge, [np.zeros(RATE, np.float32)], [wav])[0] == 0
 

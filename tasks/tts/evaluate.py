@@ -106,9 +106,9 @@ def evaluate_tts(
     prompts = [_prompt_voice(row, manifest.parent) for row in rows]
     listen = _Listener(rows, prompts, judges, out, seed)
     systems = [listen(TRUTH, real, {})] if spoken else []
-    jobs = sum(3 + 2 * controls for _ in runs)
+    jobs = sum(spoken + 1 + (tts.nar is not None) + 2 * controls for _, tts in runs)
     with Progress("tts eval", jobs) as shown:
-        for number, (name, tts) in enumerate(runs):
+        for name, tts in runs:
             lines = [make_line(tts, row, manifest.parent, seed + index, None, {}) for index, row in enumerate(rows)]
             made: list[tuple[str, Callable[[], tuple[list[np.ndarray], dict[str, int]]]]] = []
             if spoken:
@@ -125,10 +125,10 @@ def evaluate_tts(
                 ]
                 made.append(("shuffled text", lambda tts=tts, other=other: _speak(tts, other, speaking)))
                 made.append(("untrained", lambda tts=tts, lines=lines: _speak(untrained(tts, seed), lines, speaking)))
-            for place, (what, make) in enumerate(made):
+            for what, make in made:
                 wavs, ended = make()
                 systems.append(listen(f"{name}: {what}", wavs, ended))
-                shown.update(number * len(made) + place + 1)
+                shown.update(len(systems) - spoken)
     return _result(systems, rows, judges, [name for name, _ in runs], seed)
 
 

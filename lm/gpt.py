@@ -12,31 +12,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xcodec_lm import configs
-from xcodec_lm.codec.runtime.files import write_files
-from xcodec_lm.configs.errors import TokenError, XcodecLMError
+from xcodec_lm.configs.errors import TokenError
 from xcodec_lm.configs.lm import GPTConfig
 from xcodec_lm.lm.blocks import Block, Rotary, make_norm
 from xcodec_lm.lm.cache import KVCache
 from xcodec_lm.lm.depth import DepthModel
 from xcodec_lm.lm.layouts import Layout
+from xcodec_lm.lm.model_files import MODEL_TYPE, fill_model, read_model_config, write_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-MODEL_TYPE = "xcodec_lm_gpt"
-MODEL_VERSION = 1
 
 
 class GPT(nn.Module):
@@ -229,16 +223,8 @@ class GPT(nn.Module):
         Raises:
             XcodecLMError: the folder cannot be written; what was there before is unchanged.
         """
-        header = {"model_type": self.kind, "version": MODEL_VERSION, "model": configs.to_dict(self.config)}
-        header |= {"vocab_size": self.vocab_size, "prefix": self.prefix, **(extra or {})}
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.weights().items()}
-        text = json.dumps(header, indent=1) + "\n"
-        writers: dict[str, Callable[[Path], object]] = {
-            "model.safetensors": lambda path: save_file(weights, path, metadata={"format": "pt"}),
-            "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-        }
-        write_files(Path(folder), writers)
+        sizes = {"model": configs.to_dict(self.config), "vocab_size": self.vocab_size, "prefix": self.prefix}
+        write_model(folder, self.kind, {**sizes, **(extra or {})}, self.weights(), half)
 
     def weights(self) -> dict[str, Tensor]:
         """What is saved."""
@@ -256,13 +242,7 @@ class GPT(nn.Module):
         config = configs.from_dict(header["model"], GPTConfig, f"{folder / 'config.json'}")
         with torch.device("meta"):  # no time for initial weights that the file replaces
             model = cls(config, int(header["vocab_size"]), int(header.get("prefix", 0)))
-        try:
-            weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-            model.load_state_dict(weights, assign=True)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise XcodecLMError(
-                f"{folder}: the weights cannot be loaded: {error}", "train or export the model again"
-            ) from None
+        fill_model(model, folder)
         return model.to(device).order_for_decoding().eval()
 
 
@@ -280,34 +260,3 @@ def read_kind(folder: str | Path) -> str | None:
     except (OSError, ValueError):
         return None
     return header.get("model_type") if isinstance(header, dict) else None
-
-
-def read_model_config(folder: str | Path, kind: str = MODEL_TYPE) -> dict[str, Any]:
-    """What config.json of a saved model holds, with the `extra` values of `save_pretrained`.
-
-    Args:
-        folder: of the model.
-        kind: `model_type` that it must have.
-
-    Raises:
-        XcodecLMError: there is none, or it is of another model or version.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise XcodecLMError(
-            f"{folder} holds no language model: {path.name} is missing", "give a run folder or its model/"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise XcodecLMError(f"{path} cannot be read: {error}") from None
-    found = header.get("model_type") if isinstance(header, dict) else None
-    if found != kind:
-        raise XcodecLMError(
-            f"{path} describes a model of type {found!r}, not {kind!r}", "give the folder of a language model"
-        )
-    if header.get("version") != MODEL_VERSION:
-        raise XcodecLMError(
-            f"{path} has version {header.get('version')}; this release reads {MODEL_VERSION}", "update xcodec-lm"
-        )
-    return header

@@ -17,12 +17,12 @@ from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import ConfigError, TokenError, XcodecLMError
 from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig
 from xcodec_lm.lm.examples import Batch, Example, make_batch
-from xcodec_lm.lm.gpt import read_model_config
 from xcodec_lm.lm.interop_llama import read_sizes, take_over
 from xcodec_lm.lm.layouts import Layout, layout_from
 from xcodec_lm.lm.llama import SpeechLlama, text_example
 from xcodec_lm.lm.load import find_model
 from xcodec_lm.lm.lora import add_adapters
+from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.objective import Cells, Material
 from xcodec_lm.lm.shards import JoinedStore, TokenStore
 from xcodec_lm.lm.speech import Encode, Utterances

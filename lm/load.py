@@ -10,8 +10,9 @@ import torch
 
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.lm.gpt import GPT, MODEL_TYPE, read_model_config
+from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import Layout, layout_from
+from xcodec_lm.lm.model_files import MODEL_TYPE, read_model_config
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xcodec_lm import configs
-from xcodec_lm.codec.runtime.files import write_files
-from xcodec_lm.configs.errors import TokenError, XcodecLMError
+from xcodec_lm.configs.errors import TokenError
 from xcodec_lm.configs.valle import ValleConfig
-from xcodec_lm.lm.gpt import MODEL_VERSION, order_columns, read_model_config
+from xcodec_lm.lm.gpt import order_columns
+from xcodec_lm.lm.model_files import fill_model, read_model_config, write_model
 from xcodec_lm.lm.valle_blocks import Trunk
 
 
@@ -81,17 +78,8 @@ class ValleModel(nn.Module):
         Raises:
             XcodecLMError: the folder cannot be written; what was there before is unchanged.
         """
-        header = {"model_type": self.kind, "version": MODEL_VERSION, "model": configs.to_dict(self.config)}
-        text = json.dumps(header | (extra or {}), indent=1) + "\n"
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
-        write_files(
-            Path(folder),
-            {
-                "model.safetensors": lambda path: save_file(weights, path, metadata={"format": "pt"}),
-                "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-            },
-        )
+        facts = {"model": configs.to_dict(self.config), **(extra or {})}
+        write_model(folder, self.kind, facts, self.state_dict(), half)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -105,11 +93,5 @@ class ValleModel(nn.Module):
         config = configs.from_dict(header["model"], ValleConfig, f"{folder / 'config.json'}")
         with torch.device("meta"):  # no time for initial weights that the file replaces
             model = cls(config)  # type: ignore[call-arg]
-        try:
-            weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-            model.load_state_dict(weights, assign=True)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise XcodecLMError(
-                f"{folder}: the weights cannot be loaded: {error}", "train or export the model again"
-            ) from None
+        fill_model(model, folder)
         return model.to(device).order_for_decoding().eval()

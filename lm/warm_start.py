@@ -9,8 +9,9 @@ import torch
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import ConfigError
-from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.load import find_model
+from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.valle_model import ValleModel
 
 

@@ -11,9 +11,10 @@ from xcodec_lm import configs
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import TokenError, XcodecLMError
 from xcodec_lm.configs.lm import DepthConfig, GPTConfig, LayoutConfig, LMTrainConfig
-from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.interop import from_transformers
 from xcodec_lm.lm.layouts import layout_from
+from xcodec_lm.lm.model_files import read_model_config
 
 BARE = LayoutConfig(specials="none")
 SMALL = GPTConfig(layers=3, heads=2, dim=32, block=40, layout=BARE)

@@ -17,13 +17,13 @@ from xcodec_lm.configs.tts import SpeechDataConfig
 from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig, LoraConfig
 from xcodec_lm.lm.engine import Engine
 from xcodec_lm.lm.examples import IGNORED
-from xcodec_lm.lm.gpt import read_model_config
 from xcodec_lm.lm.interop_llama import read_sizes, resized, take_over
 from xcodec_lm.lm.layouts import FILLER, layout_from
 from xcodec_lm.lm.llama import SpeechLlama, text_example
 from xcodec_lm.lm.llama_train import SpokenTexts, describe, settled, summary, train_speech
 from xcodec_lm.lm.load import find_model
 from xcodec_lm.lm.lora import add_adapters, merged_weights
+from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter, TokenStore

@@ -21,8 +21,9 @@ from xcodec_lm.configs.loader import save
 from xcodec_lm.configs.run import OptimConfig
 from xcodec_lm.lm.anchors import UnigramModel, mean_bits, model_bits
 from xcodec_lm.lm.examples import IGNORED
-from xcodec_lm.lm.gpt import GPT, read_model_config
+from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.layouts import END, layout_from
+from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.shards import StoreWriter, TokenStore
 from xcodec_lm.lm.stretches import Stretches
 from xcodec_lm.lm.train import describe, summary, train

@@ -13,8 +13,8 @@ from xcodec_lm.configs.tts import SpeechDataConfig, TTSTrainConfig
 from xcodec_lm.configs.valle import ValleConfig
 from xcodec_lm.lm.engine import Engine
 from xcodec_lm.lm.examples import IGNORED
-from xcodec_lm.lm.gpt import read_model_config
 from xcodec_lm.lm.load import find_model
+from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter, TokenStore

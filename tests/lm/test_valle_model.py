@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from xcodec_lm import configs
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
 from xcodec_lm.configs.valle import ValleConfig
-from xcodec_lm.lm.gpt import read_model_config
+from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.lm.valle_nar import ValleNAR
 

@@ -1,4 +1,5 @@
 """The single-stream model as a voice: training by command, speaking, streaming, tokenizers, export, bad input."""
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import json
 

@@ -62,7 +62,7 @@ def read_sizes(folder: str | Path, block: int, layout: LayoutConfig) -> GPTConfi
         arch="llama",
         layers=theirs.num_hidden_layers,
         heads=heads,
-        kv_heads=0 if theirs.num_key_value_heads == heads else theirs.num_key_value_heads,
+        kv_heads=0 if theirs.num_key_value_heads in (None, heads) else int(theirs.num_key_value_heads),
         dim=theirs.hidden_size,
         mlp_dim=theirs.intermediate_size,
         block=min(block, theirs.max_position_embeddings),

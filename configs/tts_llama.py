@@ -25,7 +25,7 @@ class LoraConfig:
 
     rank: int = 0
     """Rank of the adapters; 0 trains the whole model."""
-    alpha: float = 32.0
+    alpha: int = 32
     """Their effect is scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout in front of them."""
@@ -35,8 +35,8 @@ class LoraConfig:
     """Train the embedding, and the head if there is one, beside them: needed where the ids of speech are new."""
 
     def __post_init__(self):
-        if self.rank < 0 or not self.alpha > 0 or not 0 <= self.dropout < 1:
-            raise ConfigError("lora.rank must be at least 0, lora.alpha positive, lora.dropout in [0, 1)")
+        if self.rank < 0 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError("lora.rank must be at least 0, lora.alpha at least 1, lora.dropout in [0, 1)")
         if not self.targets or set(self.targets) - set(LORA_TARGETS):
             raise ConfigError(f"lora.targets is {self.targets}", f"known are {', '.join(LORA_TARGETS)}")
 
@@ -87,6 +87,4 @@ class LlamaTTSTrainConfig:
         if self.run.shard and self.optim.name != "adamw":
             raise ConfigError(f"optim.name {self.optim.name} needs whole matrices, but run.shard spreads them")
         if self.run.shard and self.lora.rank:
-            raise ConfigError(
-                "run.shard is for models that are trained whole, lora.rank for adapters", "leave one out"
-            )
+            raise ConfigError("run.shard is for models that are trained whole, lora.rank for adapters", "leave one out")

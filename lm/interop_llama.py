@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def read_sizes(folder: str | Path, block: int, layout: LayoutConfig) -> GPTConfi
             f"{folder} holds a model of type {theirs.model_type!r}, not a LLaMA",
             "give the folder of a LlamaForCausalLM, or a finished run of tts train",
         )
-    rope = dict(theirs.rope_parameters or {})
+    rope: dict[str, Any] = {**(theirs.rope_parameters or {})}
     kind = rope.get("rope_type", "default")
     heads, width = theirs.num_attention_heads, theirs.hidden_size // theirs.num_attention_heads
     unusual = {
@@ -61,7 +62,7 @@ def read_sizes(folder: str | Path, block: int, layout: LayoutConfig) -> GPTConfi
         arch="llama",
         layers=theirs.num_hidden_layers,
         heads=heads,
-        kv_heads=0 if theirs.num_key_value_heads == heads else theirs.num_key_value_heads,
+        kv_heads=0 if theirs.num_key_value_heads in (None, heads) else int(theirs.num_key_value_heads),
         dim=theirs.hidden_size,
         mlp_dim=theirs.intermediate_size,
         block=min(block, theirs.max_position_embeddings),

@@ -142,13 +142,13 @@ def make_trainer(
     model, data = config.model, config.data
     layout = layout_from(model.layout, store.spec)
     checked = _checked(encode, model.layout.first_id)
-    parts = [
+    train, dev = (
         SpokenTexts(store, split, checked, layout, "ar", len(layout.books), model.block, data, config.run.seed)
         for split in ("train", "dev")
-    ]
-    if not len(parts[0]):
+    )
+    if not len(train):
         raise XcodecLMError(
-            f"{store.folder} has no utterance to train on: {parts[0].summary()}",
+            f"{store.folder} has no utterance to train on: {train.summary()}",
             "tokenize a manifest with the field text, or raise model.block",
         )
     made = SpeechLlama(model, layout.vocabulary.size)
@@ -165,8 +165,8 @@ def make_trainer(
         start_from(made, config.init, store.spec)
     if config.lora.rank:
         add_adapters(made, config.lora)
-    objective = SpeechObjective(made.to(run.device), layout, parts[0].pace())
-    return Trainer(run, config, objective, Material(store, *parts, *row_counts(config)), listen)
+    objective = SpeechObjective(made.to(run.device), layout, train.pace())
+    return Trainer(run, config, objective, Material(store, train, dev, *row_counts(config)), listen)
 
 
 def _checked(encode: Encode, text_size: int) -> Encode:

@@ -258,14 +258,14 @@ def _codec_of(
     facts: dict[str, Any], model_folder: Path, codec: AudioTokenizer | str | Path | None, device: torch.device | str
 ) -> AudioTokenizer:
     """The codec that was given, or that a model's config.json names, if it is the one of the model's tokens."""
-    if codec is None:
-        codec = named_codec(model_folder, facts["codec"].get("path"))
-    if isinstance(codec, (str, Path)):
+    if codec is None or isinstance(codec, (str, Path)):
         from xcodec_lm.codec import load_codec
 
-        codec = load_codec(codec, device=device)
-    codec.spec.check_same_codec(TokenSpec.from_dict(facts["codec"]["spec"]), "the speech model's training data")
-    return codec
+        found = load_codec(codec or named_codec(model_folder, facts["codec"].get("path")), device=device)
+    else:
+        found = codec
+    found.spec.check_same_codec(TokenSpec.from_dict(facts["codec"]["spec"]), "the speech model's training data")
+    return found
 
 
 def load_tts(

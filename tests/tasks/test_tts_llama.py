@@ -1,4 +1,5 @@
 """The single-stream model as a voice: training by command, speaking, streaming, tokenizers, export, bad input."""
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import json
 
@@ -20,10 +21,12 @@ from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.serving import SECTION, CodeLogitsProcessor, IdRules
 from xcodec_lm.lm.shards import StoreWriter
+from xcodec_lm.tasks.data.spm import train_spm
 from xcodec_lm.tasks.export import export_transformers
 from xcodec_lm.tasks.tts.evaluate import untrained
 from xcodec_lm.tasks.tts.speech import Line, Speaking
 from xcodec_lm.tasks.tts.symbols import TextEncoder
+from xcodec_lm.tasks.tts.texts import text_encoder
 from xcodec_lm.tasks.tts.voice import load_tts
 
 WORDS = "zero one two three four five six seven eight nine, a dog and a cat."
@@ -268,3 +271,16 @@ def test_folders_without_tokenizer_or_model_are_refused(cli, store, tmp_path):
         TextEncoder.build(TextConfig("transformers", model=str(tmp_path / "empty")), []).encode("one")
     code, _, err = cli(*train_arguments(store, tmp_path / "run", "--init", tmp_path / "empty"))
     assert code == 1 and "holds no language model" in err
+
+
+def test_a_run_with_a_model_of_pieces_goes_on_with_its_own_copy(store, tmp_path):
+    manifest = tmp_path / "m.jsonl"
+    rows = [{"id": str(number), "audio": "a", "duration": 1.0, "text": WORDS} for number in range(9)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_spm([manifest], tmp_path / "pieces.model", vocab_size=280)
+    config = TextConfig("sentencepiece", model=str(tmp_path / "pieces.model"))
+    first = text_encoder(config, (str(store),), "", tmp_path / "run")
+    again = text_encoder(config, (str(store),), "", tmp_path / "run")
+    assert again.encode("five six").ids == first.encode("five six").ids
+    with pytest.raises(XcodecLMError, match="was begun with the front end"):
+        text_encoder(TextConfig(), (str(store),), "", tmp_path / "run")

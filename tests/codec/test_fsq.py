@@ -109,7 +109,7 @@ def test_spread_loss_is_least_for_independent_even_dimensions():
     even = ((even + 0.5) / half).clamp(-0.999, 0.999).atanh() - torch.tensor(0.5 / half).atanh()
     copies = even[:, :, :1].expand(-1, -1, 3)
     still = even * 0.01
-    values = [float(quantizer.spread_loss(x)) for x in (even, copies, still)]
+    values = [quantizer.spread_loss(x).item() for x in (even, copies, still)]
     assert values[0] < 0.1 < 0.9 < values[2] < values[1]
 
 

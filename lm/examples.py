@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -163,7 +163,21 @@ def cell_nats(layout: Layout, logits: list[Tensor], targets: Tensor) -> Tensor:
     return torch.stack(losses, dim=2)
 
 
-def code_bits(layout: Layout, logits: list[Tensor], batch: Batch) -> Tensor:
+class Predicted(Protocol):
+    """A batch as `code_bits` sees it: what is predicted, and the rows of the codes that it belongs to."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(B, L, W) ids."""
+        ...
+
+    @property
+    def rows(self) -> Tensor:
+        """(B, L, W)."""
+        ...
+
+
+def code_bits(layout: Layout, logits: list[Tensor], batch: Predicted) -> Tensor:
     """Bits of every code among those of its codebook, which is the distribution that decoding draws from.
 
     Returns:

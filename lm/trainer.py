@@ -161,7 +161,7 @@ class Trainer:
         return metrics
 
     def _clip(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm)
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm)
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
         return float(norm)

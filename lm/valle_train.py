@@ -160,7 +160,8 @@ def make_trainer(
             f"{store.folder} has no utterance to train on: {parts[0].summary()}",
             "tokenize a manifest with the field text",
         )
-    material = Material(store, *parts, *row_counts(config))
+    per_step, per_micro = row_counts(config)
+    material = Material(store, parts[0], parts[1], per_step, per_micro)
     made = make_model(config, stage).to(run.device)
     if config.init:
         start_from(made, Path(config.init) / stage, store.spec)

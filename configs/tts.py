@@ -39,6 +39,12 @@ class SpeechDataConfig:
     join: float = 0.0
     """Share of examples that are two utterances of one speaker behind each other, as prompt and speech are in
     decoding."""
+    hidden: float = 0.0
+    """Largest share of an utterance's codes that the AR is not shown, in runs, though it predicts them; the share is
+    drawn for each utterance. What it cannot go on with, it has to read in the text."""
+    no_text: float = 0.0
+    """Share of examples whose text the AR is not shown, so that decoding can be guided away from speech without a text
+    (`tts say --cfg`)."""
     prompt_mode: Literal[0, 1, 2, 4] = 1
     """What the NAR is given of all codebooks in training. 0: nothing; 1: the first quarter to half of the utterance;
     2: a segment of the same utterance, in front of it; 4: a segment of another utterance of the speaker, in front."""
@@ -53,6 +59,9 @@ class SpeechDataConfig:
             raise ConfigError(f"data.min_s {self.min_s} and data.max_s {self.max_s} leave no utterance")
         if not 0 <= self.join <= 1:
             raise ConfigError(f"data.join must lie in [0, 1], got {self.join}")
+        for name in ("hidden", "no_text"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must lie in [0, 1), got {getattr(self, name)}")
         if not self.prompt_s > 0:
             raise ConfigError(f"data.prompt_s must be positive, got {self.prompt_s}")
 

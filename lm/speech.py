@@ -6,8 +6,9 @@ is drawn (order, partner, book, prompt) is a function of (seed, position), as in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +24,10 @@ from xcodec_lm.lm.shards import JoinedStore, TokenStore
 
 BUFFER = 128
 """Utterances among which the packer chooses."""
+HIDDEN_RUN = 10
+"""Mean length of what the AR is not shown at once, in steps."""
+NO_TEXT = 0
+"""Id in the place of every unit of a text that is not shown: that of padding, which no text has."""
 Encode = Callable[[str], Sequence[int]]
 """Text as ids, with those of its begin and end."""
 
@@ -101,6 +106,31 @@ def ar_example(layout: Layout, text: Sequence[int], codes: np.ndarray, ends: boo
     )
 
 
+def hide(example: SpeechExample, layout: Layout, share: float, rng: torch.Generator) -> SpeechExample:
+    """A document of the AR some of whose codes cannot be read: runs of them, about `HIDDEN_RUN` steps each, become pad.
+
+    Targets stay. It is the part that dropout on the frames behind plays in Tacotron (arXiv 1703.10135, section 3.3):
+    frames go on from the last ones well without a text, and an AR that is always shown these reads it late.
+
+    Args:
+        example: of `ar_example`.
+        layout: of the ids.
+        share: of the steps, about; below 1.
+        rng: of the draws.
+    """
+    first = int(example.text.sum()) + 1  # behind text and bos
+    steps = len(example) - first
+    runs = round(-math.log1p(-share) * steps / HIDDEN_RUN)  # they may overlap
+    if runs < 1:
+        return example
+    starts = torch.randint(first, len(example), (runs,), generator=rng)
+    lengths = torch.randint(1, 2 * HIDDEN_RUN, (runs,), generator=rng)
+    places = torch.arange(len(example))
+    unseen = ((places >= starts[:, None]) & (places < (starts + lengths)[:, None])).any(0)
+    inputs = example.inputs.masked_fill(unseen[:, None], layout.vocabulary.pad or 0)
+    return replace(example, inputs=inputs)
+
+
 def nar_example(
     text: Sequence[int], codes: np.ndarray, stage: int, given: int, silent: tuple[int, int] = (0, 0)
 ) -> SpeechExample:
@@ -163,6 +193,7 @@ class _Place:
     source: int = -1  # slot that a prompt in front is cut from; -1 for none
     start: int = 0
     given: int = 0
+    position: int = -1  # for the draws of what the AR is not shown; -1 shows it all
 
 
 class Utterances:
@@ -271,7 +302,7 @@ class Utterances:
             if mate is not None and self._length((mate, slot)) <= self.capacity:
                 slots = (mate, slot)
         if self.stage == "ar":
-            return _Place(slots)
+            return _Place(slots, position=position)
         return self._prompted(slots, position, 1 + self._draw("stage", position, self.n_q - 1))
 
     def _prompted(self, slots: tuple[int, ...], position: int, stage: int) -> _Place:
@@ -314,10 +345,20 @@ class Utterances:
         codes = np.concatenate([self._codes(slot) for slot in slots], axis=1)
         return self.encode(self._text(slots)), np.ascontiguousarray(codes)
 
+    def _shown(self, text: Sequence[int], place: _Place) -> Sequence[int]:
+        """Ids of the text, or as many of `NO_TEXT` where the AR is to speak without it."""
+        without = place.position >= 0 and derive_seed(self.seed, "no-text", place.position) < self.data.no_text * 2**63
+        return [NO_TEXT] * len(text) if without else text
+
     def _make(self, place: _Place) -> SpeechExample:
         text, codes = self.content(place.slots)
         if self.stage == "ar":
-            return ar_example(self.layout, text, codes)
+            example = ar_example(self.layout, self._shown(text, place), codes)
+            if self.data.hidden and place.position >= 0:
+                rng = generator(self.seed, "hidden", place.position)
+                share = self.data.hidden * float(torch.rand((), generator=rng))
+                example = hide(example, self.layout, share, rng)
+            return example
         codes, silent = codes[: self.n_q], (0, 0)
         if place.source >= 0:
             segment = self._codes(place.source)[: self.n_q, place.start : place.start + place.given]

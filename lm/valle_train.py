@@ -34,13 +34,14 @@ class ARObjective(Objective):
         model: the AR.
         layout: of its ids.
         pace: frames for each symbol of text, of the training data: least, usual, most.
+        guidable: whether it is trained without text as well.
     """
 
     model: ValleAR
 
-    def __init__(self, model: ValleAR, layout: Layout, pace: dict[str, float]):
+    def __init__(self, model: ValleAR, layout: Layout, pace: dict[str, float], guidable: bool = False):
         super().__init__(model, layout.books)
-        self.layout, self.facts = layout, {"pace": pace}
+        self.layout, self.facts = layout, {"pace": pace, "guidable": guidable}
 
     def empty(self) -> ValleAR:
         """See `Objective.empty`."""
@@ -166,7 +167,7 @@ def make_trainer(
     if config.init:
         start_from(made, Path(config.init) / stage, store.spec)
     if isinstance(made, ValleAR):
-        return Trainer(run, config, ARObjective(made, layout, parts[0].pace()), material, listen)
+        return Trainer(run, config, ARObjective(made, layout, parts[0].pace(), data.no_text > 0), material, listen)
     return Trainer(run, config, NARObjective(made), material, listen)
 
 

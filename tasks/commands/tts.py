@@ -26,7 +26,7 @@ def tts_say(
     prompt_text: str | None = None, manifest: Path | None = None,
     best_of: Annotated[int, arg(aliases=("-n",))] = 1, stream: bool = False, seed: int = 0, codec: str | None = None,
     codec_stage: Literal["nar", "ar"] = "nar", temperature: float = 1.0, top_k: int = 0, top_p: float = 0.95,
-    ras_window: int = 10, nar_temperature: float = 0.0, retries: int = 2, recogniser: str | None = None,
+    ras_window: int = 10, cfg: float = 1.0, nar_temperature: float = 0.0, retries: int = 2, recogniser: str | None = None,
     device: Device = "auto",
 ) -> Result | int:  # fmt: skip
     """Speaks a text in the voice of a recording.
@@ -51,6 +51,7 @@ def tts_say(
         top_k: draw from this many likeliest codes; 0 from all.
         top_p: draw from the likeliest codes that hold this much probability.
         ras_window: repetition-aware sampling looks at so many codes before; 0 is off.
+        cfg: guidance away from speech without a text; above 1 the text counts more, and decoding takes twice as long.
         nar_temperature: of the other codebooks; 0 takes the likeliest codes.
         retries: further drafts where speech did not end by itself.
         recogniser: transcribes prompts: a folder of `eval train-evaluators`, or a CTC or Whisper model's.
@@ -63,7 +64,7 @@ def tts_say(
     if (text is None) == (manifest is None):
         raise UsageError("tts say needs --text or --manifest, one of them")
     speaking = Speaking(
-        Sampling(temperature, top_k, top_p, ras_window=ras_window), codec_stage,
+        Sampling(temperature, top_k, top_p, ras_window=ras_window, cfg_scale=cfg), codec_stage,
         Sampling(nar_temperature) if nar_temperature else None, best_of, retries,
     )  # fmt: skip
     where = device_of(device)
@@ -102,7 +103,7 @@ def tts_say(
 def tts_eval(
     manifest: Positional[Path], /, runs: tuple[str, ...], judges: Path, out: OutOption = None,
     codecs: tuple[str, ...] = (), best_of: int = 1, temperature: float = 1.0, top_p: float = 0.95, ras_window: int = 10,
-    most: int | None = None, controls: bool = True, seed: int = 0, device: Device = "auto",
+    cfg: float = 1.0, most: int | None = None, controls: bool = True, seed: int = 0, device: Device = "auto",
 ) -> Result:  # fmt: skip
     """Measures zero-shot speech: word errors and likeness of the voice, beside real recordings, the codec and chance.
 
@@ -116,6 +117,7 @@ def tts_eval(
         temperature: of the first codebook.
         top_p: of the first codebook.
         ras_window: of repetition-aware sampling; 0 is off.
+        cfg: guidance away from speech without a text; 1 is off.
         most: take the first so many rows alone.
         controls: also shuffled texts and untrained models.
         seed: of draws and intervals.
@@ -141,7 +143,7 @@ def tts_eval(
     loaded = [
         (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
     ]
-    speaking = Speaking(Sampling(temperature, top_p=top_p, ras_window=ras_window), best_of=best_of)
+    speaking = Speaking(Sampling(temperature, top_p=top_p, ras_window=ras_window, cfg_scale=cfg), best_of=best_of)
     data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls)
     if out is not None:
         write_items(data, out / "items.jsonl")

@@ -19,6 +19,7 @@ from xcodec_lm.lm.engine import Engine
 from xcodec_lm.lm.layouts import FILLER, Layout
 from xcodec_lm.lm.llama import SpeechLlama
 from xcodec_lm.lm.requests import Made, Request
+from xcodec_lm.lm.speech import NO_TEXT
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.tasks.tts.speech import Ending, Pace, Prompt, Sentence, Speaking
 
@@ -103,7 +104,8 @@ def draft(
             )
             for index, number in wanted
         ]  # fmt: skip
-        engine = Engine(ar, layout, lanes=min(speaking.lanes, len(requests)))
+        lanes = min(speaking.lanes, len(requests)) * (2 if sampling.cfg_scale != 1 else 1)
+        engine = Engine(ar, layout, lanes=lanes)
         for event in engine.run(requests):
             if event.made is None:
                 continue
@@ -136,12 +138,16 @@ def request_of(ar: Speaker, task: Task, pace: Pace, speaking: Speaking, seed: in
     Raises:
         XcodecLMError: the text does not fit the model.
     """
+    ids = torch.tensor([list(task.ids)], device=ar.device)
     with torch.inference_mode():
-        prefix = ar.text_prefix(torch.tensor([list(task.ids)], device=ar.device))[0]
+        prefix = ar.text_prefix(ids)[0]
+        unguided = ar.text_prefix(torch.full_like(ids, NO_TEXT))[0] if speaking.sampling.cfg_scale != 1 else None
     frames = max(1, most_frames(pace, task.units) - task.begun)
     least = min(max(0, least_frames(pace, task.units) - task.begun), frames)
     codes = None if task.prompt is None else task.prompt.codes
-    return Request(frames, codes, speaking.sampling, seed, may_end=True, min_frames=least, prefix=prefix)
+    return Request(
+        frames, codes, speaking.sampling, seed, may_end=True, min_frames=least, prefix=prefix, negative=unguided
+    )
 
 
 def judge(ar: Speaker, layout: Layout, task: Task, made: Made, frame_rate: float) -> Draft:

@@ -53,6 +53,7 @@ class TTS:
         encoder: text as ids.
         codec: anything with the tokenizer protocol.
         pace: of the training data.
+        guidable: whether `ar` can speak without a text, which guidance needs.
 
     Raises:
         TokenError: the codec has too few codebooks.
@@ -60,9 +61,10 @@ class TTS:
 
     def __init__(
         self, ar: Speaker, nar: ValleNAR | None, layout: Layout, encoder: TextEncoder, codec: AudioTokenizer,
-        pace: Pace,
+        pace: Pace, guidable: bool = False,
     ):  # fmt: skip
         self.ar, self.nar, self.layout, self.encoder, self.codec, self.pace = ar, nar, layout, encoder, codec, pace
+        self.guidable = guidable
         if nar is not None and codec.spec.n_q < nar.config.n_q:
             raise TokenError(f"the NAR speaks {nar.config.n_q} codebooks, the codec has {codec.spec.n_q}")
 
@@ -187,7 +189,16 @@ class TTS:
             yield self._joined([task], time.perf_counter() - began)
 
     def _tasks(self, number: int, line: Line, speaking: Speaking) -> list[Task]:
-        """The sentences of a line."""
+        """The sentences of a line.
+
+        Raises:
+            UsageError: nothing to say, or guidance by a model that always had a text.
+        """
+        if speaking.sampling.cfg_scale != 1 and not self.guidable:
+            raise UsageError(
+                "this speech model never spoke without a text, so it cannot be guided away from that",
+                "leave --cfg out, or train with --data.no-text 0.1",
+            )
         if losses := self.encoder.encode(line.text).losses():  # raises where there is nothing to say
             say(losses)
         said, tasks = None if line.prompt is None else line.prompt.text, []
@@ -303,7 +314,8 @@ def load_tts(
         say(f"{folder} holds no NAR: the first codebook is spoken alone")
     codec = _codec_of(facts, ar_folder, codec, device)
     pace = Pace(**facts["pace"])
-    return TTS(ar, nar, ar_layout(ar.config, spec), TextEncoder.load(folder / "text"), codec, pace)
+    guidable = bool(facts.get("guidable"))
+    return TTS(ar, nar, ar_layout(ar.config, spec), TextEncoder.load(folder / "text"), codec, pace, guidable)
 
 
 def find_run(run: str | Path) -> Path:

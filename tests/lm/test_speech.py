@@ -18,7 +18,7 @@ from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter, TokenStore
-from xcodec_lm.lm.speech import Utterances, ar_example, nar_example
+from xcodec_lm.lm.speech import HIDDEN_RUN, NO_TEXT, Utterances, ar_example, hide, nar_example
 from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
 from xcodec_lm.lm.valle_nar import ValleNAR, refine
 from xcodec_lm.lm.valle_train import describe, summary, train_stage
@@ -99,6 +99,41 @@ def test_the_ar_reads_text_bos_and_codes_and_predicts_codes_and_eos():
     assert example.targets[:, 0].tolist() == [IGNORED] * 4 + [*codes[0].tolist(), eos]
     assert example.text.tolist() == [True] * 4 + [False] * 7
     assert example.places.tolist() == [*range(4), *range(7)]
+
+
+def test_hidden_codes_are_asked_for_and_stand_in_runs():
+    layout = ar_layout(MODEL, SPEC)
+    shown = ar_example(layout, encode("ab"), np.random.default_rng(0).integers(0, K, (BOOKS, 4000)))
+    for share in (0.0, 0.2, 0.6):
+        example = hide(shown, layout, share, torch.Generator().manual_seed(1))
+        assert torch.equal(example.targets, shown.targets)
+        gone = example.inputs[:, 0] != shown.inputs[:, 0]
+        assert not gone[:5].any(), "text and bos stay"
+        assert set(example.inputs[gone, 0].tolist()) <= {layout.vocabulary.pad}
+        assert float(gone.float().mean()) == pytest.approx(share, abs=0.04)
+        runs = int((gone[1:] & ~gone[:-1]).sum())
+        assert runs == 0 or int(gone.sum()) / runs >= HIDDEN_RUN / 2
+
+
+def test_only_training_hides_codes(store):
+    data = utterances(store, "ar", hidden=0.9)
+    pad = data.layout.vocabulary.pad
+    rows = [data.batch([[position]]) for position in range(60)]
+    assert any((batch.inputs == pad).any() for batch in rows)
+    assert all(torch.equal(data.batch([[p]]).inputs, rows[p].inputs) for p in reversed(range(60)))
+    assert not any((data.fixed_batch([slot]).inputs == pad).any() for slot in range(len(data)))
+
+
+def test_a_share_of_the_examples_comes_without_text(store):
+    data, all_shown = utterances(store, "ar", no_text=0.25, join=0.5), utterances(store, "ar", join=0.5)
+    without = 0
+    for position in range(400):
+        batch, shown = data.batch([[position]]), all_shown.batch([[position]])
+        text = batch.text[0]
+        assert torch.equal(batch.targets, shown.targets) and torch.equal(batch.inputs[0, ~text], shown.inputs[0, ~text])
+        without += bool((batch.inputs[0, text, 0] == NO_TEXT).all())
+        assert torch.equal(batch.inputs, shown.inputs) or (batch.inputs[0, text, 0] == NO_TEXT).all()
+    assert 0.18 < without / 400 < 0.32
 
 
 def test_the_nar_predicts_one_book_of_what_is_not_given():
@@ -206,7 +241,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, store, stage):
 
 
 def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
-    config = make_config(make_store(tmp_path / "tokens", 256), steps=300, join=0.7)
+    config = make_config(make_store(tmp_path / "tokens", 256), steps=300, join=0.7, hidden=0.3, no_text=0.1)
     for stage in ("ar", "nar"):
         train_stage(config, options(tmp_path / stage), stage, encode, 16)
     ar = ValleAR.from_pretrained(find_model(tmp_path / "ar"))
@@ -228,7 +263,7 @@ def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
             total += want[1:].size
     assert right >= 12 and books > 0.95 * total  # 16 texts; chance is next to nothing
     facts = read_model_config(find_model(tmp_path / "ar"), ValleAR.kind)
-    assert facts["codec"]["fingerprint"] == "c" * 64 and facts["pace"]["usual"] > 1
+    assert facts["guidable"] and facts["codec"]["fingerprint"] == "c" * 64 and facts["pace"]["usual"] > 1
 
 
 def test_starts_from_a_trained_model(tmp_path, store):

@@ -1,5 +1,6 @@
 """Speaking with VALL-E: what is written, how it ended, bad input. The models are untrained; what they say is noise."""
 
+import copy
 import json
 
 import numpy as np
@@ -86,6 +87,27 @@ def test_the_first_codebook_alone_is_that_of_all(tts, voice):
     whole = tts.say("five", prompt, speaking=QUICK).sentences[0].codes
     first = tts.say("five", prompt, speaking=Speaking(QUICK.sampling, "ar", retries=0)).sentences[0].codes
     assert first.shape[0] == 1 and torch.equal(first[0], whole[0])
+
+
+def test_guidance_goes_away_from_speech_without_text(tts, voice):
+    strong = Speaking(Sampling(temperature=0, cfg_scale=50.0), retries=0)
+    with pytest.raises(UsageError, match="never spoke without a text"):
+        tts.say("five", speaking=strong)
+    guidable = copy.copy(tts)
+    guidable.guidable = True
+    prompt = tts.prompt(voice)
+    lines = [Line(text, prompt) for text in ("five", "a dog and a cat", "nine nine")]
+    together = guidable.say_all(lines, strong)
+    for line, one in zip(lines, together, strict=True):
+        alone = guidable.say_all([line], strong)[0]
+        assert torch.equal(alone.sentences[0].codes, one.sentences[0].codes)
+        # The first code is the one that the text makes likelier most of all, against no text.
+        ids = torch.tensor([tts.encoder.encode(line.text).ids])
+        with torch.inference_mode():
+            given = torch.cat([torch.tensor([[tts.layout.vocabulary.bos]]), prompt.codes[:1]], dim=1)
+            read = [tts.ar.logits(tts.ar.hidden(given, prefix=tts.ar.text_prefix(x)))[0, -1] for x in (ids, ids * 0)]
+        wanted = (read[1] + 50 * (read[0] - read[1]))[: TINY.codebook_size].argmax()
+        assert int(one.sentences[0].codes[0, 0]) == int(wanted)
 
 
 def test_the_best_of_several_drafts_is_the_likeliest_that_ended(tts):

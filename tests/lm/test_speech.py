@@ -1,5 +1,7 @@
 """Utterances as examples, and AR and NAR trained on them: what is read, what is predicted, exact resume, learning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,15 +103,18 @@ def test_the_ar_reads_text_bos_and_codes_and_predicts_codes_and_eos():
     assert example.places.tolist() == [*range(4), *range(7)]
 
 
-def test_hidden_codes_are_asked_for_and_stand_in_runs():
-    layout = ar_layout(MODEL, SPEC)
-    shown = ar_example(layout, encode("ab"), np.random.default_rng(0).integers(0, K, (BOOKS, 4000)))
+@pytest.mark.parametrize("group", [1, 2])
+def test_hidden_codes_are_asked_for_and_stand_in_runs(group):
+    layout = ar_layout(replace(MODEL, group=group), SPEC)
+    shown = ar_example(layout, encode("ab"), np.random.default_rng(0).integers(0, K, (BOOKS, 4000 * group)))
     for share in (0.0, 0.2, 0.6):
         example = hide(shown, layout, share, torch.Generator().manual_seed(1))
         assert torch.equal(example.targets, shown.targets)
         gone = example.inputs[:, 0] != shown.inputs[:, 0]
         assert not gone[:5].any(), "text and bos stay"
-        assert set(example.inputs[gone, 0].tolist()) <= {layout.vocabulary.pad}
+        assert set(example.inputs[gone].flatten().tolist()) <= {layout.vocabulary.pad}
+        with torch.no_grad():
+            assert ValleAR(replace(MODEL, group=group)).embed_audio(example.inputs[None]).isfinite().all()
         assert float(gone.float().mean()) == pytest.approx(share, abs=0.04)
         runs = int((gone[1:] & ~gone[:-1]).sum())
         assert runs == 0 or int(gone.sum()) / runs >= HIDDEN_RUN / 2

@@ -79,7 +79,7 @@ class ValleAR(ValleModel):
                 "split the text into sentences",
             )
         places = torch.arange(ids.shape[1], device=ids.device)
-        return self.drop(self.embed_text(ids) + self.text_positions(places))
+        return self.drop(self.embed_text(ids) + self.text_positions(places * self.config.text_pace))
 
     def embed_audio(self, ids: Tensor) -> Tensor:
         """Ids of audio (B, L, W), or (B, L) where a step is one id, -> (B, L, D), without positions."""
@@ -145,7 +145,7 @@ class ValleAR(ValleModel):
         Returns:
             (B, L, D); of positions of audio `logits` or `slot_logits` give what follows.
         """
-        words = self.embed_text(torch.where(text, ids[..., 0], 0)) + self.text_positions(places)
+        words = self.embed_text(torch.where(text, ids[..., 0], 0)) + self.text_positions(places * self.config.text_pace)
         sounds = self.embed_audio(ids.masked_fill(text[..., None], 0)) + self.audio_positions(places)
         return self.trunk(self.drop(torch.where(text[..., None], words, sounds)), mask=mask)
 

@@ -29,8 +29,9 @@ K, BOOKS, RATE = 16, 3, 50
 SPEC = TokenSpec("toy", 16_000, 16_000, 320, (K,) * BOOKS, fingerprint="c" * 64)
 LETTERS = "abcd"
 MODEL = ValleConfig(
-    layers=2, heads=2, dim=32, mlp_dim=64, dropout=0.0, text_size=16, n_q=BOOKS, codebook_size=K, block=128
-)
+    layers=2, heads=2, dim=32, mlp_dim=64, dropout=0.0, text_size=16, n_q=BOOKS, codebook_size=K, block=128,
+    text_pace=3.0,
+)  # fmt: skip
 
 
 def encode(text):

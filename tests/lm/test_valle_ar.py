@@ -64,15 +64,16 @@ def flat(layout, ids):
 @groups
 def test_equals_torchs_own_layers(group):
     """The published model: pre-norm encoder layers with ReLU under a float mask, sinusoidal positions, final norm."""
-    model, layout = make(group, std=0.3)
+    pace = 0.5 + group / 2
+    model, layout = make(group, std=0.3, text_pace=pace)
     words, ids = text_of(7), inputs_of(layout, codes_of(12))
     length = len(ids)
 
-    def position(count):
+    def position(count, pace=1.0):
         table = torch.zeros(count, 32)
         for place in range(count):
             for pair in range(16):
-                angle = place / 10_000 ** (2 * pair / 32)
+                angle = place * pace / 10_000 ** (2 * pair / 32)
                 table[place, 2 * pair], table[place, 2 * pair + 1] = (
                     torch.tensor([angle, angle]).double().sin()[0],
                     (torch.tensor(angle).double().cos()),
@@ -88,7 +89,7 @@ def test_equals_torchs_own_layers(group):
         )
         sounds = torch.cat([table[rows[:, slot]] for slot in range(group)], dim=1) @ model.join.weight.T
     x = torch.cat([
-        model.text.weight[words] * 32**0.5 + model.text_positions.alpha * position(7),
+        model.text.weight[words] * 32**0.5 + model.text_positions.alpha * position(7, pace),
         sounds + model.audio_positions.alpha * position(length),
     ])[None]  # fmt: skip
     mask = torch.zeros(7 + length, 7 + length)
@@ -192,7 +193,7 @@ def reference(model, layout, words, prompt, frames, sampling, seed, may_end):
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9, top_k=9)], ids=["greedy", "drawn"])
 def test_a_ragged_batch_gives_what_each_gives_alone(group, graph, sampling):
     """Texts and prompts of several lengths, more requests than lanes, some without a prompt or without a text."""
-    model, layout = make(group)
+    model, layout = make(group, text_pace=2.5)
     lengths = [(5, 2, 12), (9, 7, 3), (2, 0, 20), (7, 4, 0), (0, 3, 9), (3, 6, 14), (12, 1, 6)]
     asked = [
         (text_of(size, seed) if size else None, codes_of(prompt, seed), frames, seed)

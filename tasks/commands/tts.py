@@ -26,8 +26,8 @@ def tts_say(
     prompt_text: str | None = None, manifest: Path | None = None,
     best_of: Annotated[int, arg(aliases=("-n",))] = 1, stream: bool = False, seed: int = 0, codec: str | None = None,
     codec_stage: Literal["nar", "ar"] = "nar", temperature: float = 1.0, top_k: int = 0, top_p: float = 0.95,
-    ras_window: int = 10, cfg: float = 1.0, nar_temperature: float = 0.0, retries: int = 2, recogniser: str | None = None,
-    device: Device = "auto",
+    ras_window: int = 10, cfg: float = 1.0, nar_temperature: float = 0.0, retries: int = 2,
+    recogniser: str | None = None, device: Device = "auto",
 ) -> Result | int:  # fmt: skip
     """Speaks a text in the voice of a recording.
 

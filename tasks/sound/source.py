@@ -55,19 +55,21 @@ def load_embedder(
     if isinstance(clap, (str, Path)):
         from xcodec_lm.tasks.sound.clap import load_clap
 
-        clap = load_clap(clap, device)
-    if clap.dim != facts["dim"]:
+        found = load_clap(clap, device)
+    else:
+        found = clap
+    if found.dim != facts["dim"]:
         raise XcodecLMError(
-            f"{clap.name} gives vectors of {clap.dim}, but {model_folder} was trained with vectors of {facts['dim']}",
+            f"{found.name} gives vectors of {found.dim}, but {model_folder} was trained with vectors of {facts['dim']}",
             hint,
         )
-    if clap.fingerprint != facts["fingerprint"]:
+    if found.fingerprint != facts["fingerprint"]:
         raise XcodecLMError(
-            f"{clap.name} (fingerprint {clap.fingerprint[:12]}) is not the CLAP that {model_folder} was trained with; "
-            "its vectors mean something else",
+            f"{found.name} (fingerprint {found.fingerprint[:12]}) is not the CLAP that {model_folder} was "
+            "trained with: its vectors mean something else",
             hint,
         )
-    return clap
+    return found
 
 
 def _parts(source: str) -> tuple[str, str]:

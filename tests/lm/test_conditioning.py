@@ -1,4 +1,5 @@
 """Conditions as a prefix: what is drawn, what a row reads, a model that obeys, guidance, company, resume."""
+# pyright: reportArgumentType=false
 
 import math
 import subprocess

@@ -8,6 +8,7 @@ from xcodec_lm.configs.errors import ConfigError, XcodecLMError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
 from xcodec_lm.configs.loader import FAMILIES, from_dict, load, preset_text, presets, save, to_dict
+from xcodec_lm.configs.sound import SoundTrainConfig
 from xcodec_lm.configs.tts import TTSTrainConfig
 from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig
 
@@ -18,6 +19,7 @@ __all__ = [
     "HubertTrainConfig",
     "LMTrainConfig",
     "LlamaTTSTrainConfig",
+    "SoundTrainConfig",
     "TTSTrainConfig",
     "XcodecLMError",
     "from_dict",

@@ -21,6 +21,7 @@ from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LayoutConfig, LMTrainConfig
+from xcodec_lm.configs.sound import SoundTrainConfig
 from xcodec_lm.configs.tts import TTSTrainConfig
 from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig
 from xcodec_lm.configs.xcodec2 import Xcodec2TrainConfig
@@ -34,6 +35,7 @@ FAMILIES: dict[str, type] = {
     "hubert": HubertTrainConfig,
     "music": LMTrainConfig,
     "layout": LayoutConfig,
+    "sound": SoundTrainConfig,
     "tts": TTSTrainConfig,
     "llasa": LlamaTTSTrainConfig,
 }

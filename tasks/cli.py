@@ -30,6 +30,7 @@ from xcodec_lm.tasks.commands import (
     general,
     hubert,
     music,
+    sound,
     tts,
 )
 
@@ -194,6 +195,8 @@ COMMANDS: dict[str, Command] = {
     "tts say": Command(tts.tts_say, "speak a text in the voice of a recording"),
     "tts eval": Command(tts.tts_eval, "word errors and likeness of zero-shot speech, beside codec and controls"),
     "tts card": Command(tts.tts_card, "a run as a model folder for others: half precision, card, provenance"),
+    "sound train": Command(sound.sound_train, "train a text-to-sound model on sounds with captions", parses=True),
+    "sound make": Command(sound.sound_make, "make sounds from a caption, or from the likeness of a sound"),
     "export": Command(export.export, "a language model as a folder for transformers, vLLM or SGLang"),
     "music card": Command(music.music_card, "a run as a model folder for others: half precision, card, provenance"),
     "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),

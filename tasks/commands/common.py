@@ -53,6 +53,7 @@ TRAINERS = {
     "codec": "xcodec_lm.codec.train",
     "hubert": "xcodec_lm.codec.pretrain",
     "music": "xcodec_lm.tasks.music.training",
+    "sound": "xcodec_lm.tasks.sound.training",
     "tts": "xcodec_lm.tasks.tts.training",
 }
 """Module with `train` and `dry_run` of each noun that can be trained."""

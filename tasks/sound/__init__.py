@@ -1,0 +1,1 @@
+"""Text-to-sound: a GPT conditioned on CLAP."""

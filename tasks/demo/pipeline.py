@@ -1,6 +1,6 @@
 """`xcodec-lm demo`: every stage of the toolkit on a small corpus, each an ordinary run made by the ordinary functions.
 
-    corpus/ codec/ (from scratch only) tokens/ music/ samples/ report.html
+    corpus/ codec/ (from scratch only) tokens/ music/ samples/ report.html    sound/ sound.html (text to sound)
 
 Steps are fixed, never stopped by the clock. A second call continues where the first stopped, and repeats nothing.
 """
@@ -26,6 +26,7 @@ from xcodec_lm.tasks.data.synth import synth
 from xcodec_lm.tasks.data.tokenize import tokenize
 from xcodec_lm.tasks.demo.page import write_page
 from xcodec_lm.tasks.demo.scores import score
+from xcodec_lm.tasks.demo.sound import write_sound_page
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def run_demo(
 
     with stages.next("continuing held-out prompts, scoring, writing the report"):
         scores = score(out, manifest, split, size.excerpts, PROMPT_S, CONTINUATION_S, seed)
-        return write_page(out, scores, origin, commands, trained=from_scratch)
+        report = write_page(out, scores, origin, commands, trained=from_scratch)
+    write_sound_page(out, seed, **({"seconds": 1.0, "samples": 1} if quick else {}))
+    return report
 
 
 def command(*words: object) -> str:

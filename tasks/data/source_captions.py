@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -148,10 +149,22 @@ def _seconds(text: str) -> str:
 def find_wavcaps(source: Path) -> list[Path]:
     """Lists of WavCaps: the file itself, or those below a folder: json_files/PART/NAME.json, or NAME_final.json."""
     if source.is_file():
-        return [source] if source.suffix.lower() == ".json" else []
+        return [source] if source.suffix.lower() == ".json" and _is_wavcaps(source) else []
     found = [path for pattern in ("json_files/*/*.json", "*/*_final*.json", "*_final*.json")
              for path in sorted(source.glob(pattern)) if "blacklist" not in path.as_posix()]  # fmt: skip
     return list(dict.fromkeys(found))
+
+
+def _is_wavcaps(path: Path) -> bool:
+    """Whether a file is named or begins like a list of WavCaps; other lists of JSON lines are called .json, too."""
+    if path.absolute().parent.parent.name == "json_files" or "_final" in path.stem:
+        return True
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.read(4096).lstrip()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return head.startswith("[") or re.search(r'"data"\s*:\s*\[', head) is not None
 
 
 def wavcaps_items(source: Path) -> Iterator[Item]:

@@ -15,9 +15,10 @@ from xcodec_lm.tasks.demo import scores
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, speech_run):
     out = tmp_path_factory.mktemp("demo") / "demo"
-    assert main(["demo", "--quick", "--from-scratch", "--out", str(out)]) == 0
+    speech = speech_run(out.parent / "digits")
+    assert main(["demo", "--quick", "--from-scratch", "--out", str(out), "--speak", str(speech)]) == 0
     return out
 
 
@@ -56,6 +57,14 @@ def test_report_says_what_it_must(demo):
         assert words in page, words
     assert page.count("<audio") >= 2 * 7
     assert "xcodec-lm codec train xcodec/quick" in page
+
+
+def test_the_page_of_speech_and_the_report_lead_to_each_other(demo):
+    pytest.importorskip("espeakng_loader")
+    speech = (demo / "speak.html").read_text()
+    assert '<a href="speak.html">Speech</a>' in (demo / "report.html").read_text()
+    assert '<a href="report.html">Music</a>' in speech and "digits on tiny-twin: AR+NAR" in speech
+    assert "No recogniser listened" in speech
 
 
 def test_figures_are_those_of_real_systems(demo):

@@ -24,7 +24,8 @@ def demo(
 
     Args:
         out: folder of the demo; a second call continues where the first stopped.
-        corpus: a manifest of real recordings instead of the synthetic ones.
+        corpus: a manifest of real recordings instead of the synthetic ones. For the second page it, or speech.jsonl
+            beside it, may hold single spoken digits in its test split.
         quick: all stages at a size of a minute; what it makes is not worth hearing.
         from_scratch: train a codec too, instead of taking the shipped xcodec-tiny.
         seed: of everything.

@@ -78,7 +78,8 @@ def test_figures_are_those_of_real_systems(demo):
 def test_second_call_repeats_nothing(demo, capsys):
     before = {name: read_metrics(demo / name) for name in ("codec", "music")}
     tokens = (demo / "tokens" / "shard-00000.bin").read_bytes()
-    assert main(["demo", "--quick", "--from-scratch", "--out", str(demo)]) == 0
+    speech = str(demo.parent / "digits")
+    assert main(["demo", "--quick", "--from-scratch", "--out", str(demo), "--speak", speech]) == 0
     assert {name: read_metrics(demo / name) for name in before} == before
     assert (demo / "tokens" / "shard-00000.bin").read_bytes() == tokens
     assert capsys.readouterr().out.strip() == f"report: {demo / 'report.html'}"

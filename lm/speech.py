@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xcodec_lm.codec.runtime.order import DataOrder, derive_seed, generator
+from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.configs.tts import SpeechDataConfig, Stage
 from xcodec_lm.lm.examples import IGNORED, make_example, steps_of
 from xcodec_lm.lm.layouts import FILLER, Layout
@@ -233,8 +234,12 @@ class Utterances:
                 reason = "no text"
             elif not data.min_s <= seconds <= data.max_s:
                 reason = f"outside {data.min_s:g} to {data.max_s:g} s"
-            elif len(self.encode(text)) + self._frames_length(frames) > block:
-                reason = f"longer than model.block {block}"
+            else:
+                try:
+                    if len(self.encode(text)) + self._frames_length(frames) > block:
+                        reason = f"longer than model.block {block}"
+                except UsageError:  # marks alone, or a script that the front end lacks
+                    reason = "nothing that can be said"
             if reason is None:
                 slots.append(document)
                 texts.append(text)

@@ -272,6 +272,11 @@ class Utterances:
         frames = self.lengths / np.array([len(self.encode(text)) for text in self.texts])
         return dict(zip(("least", "usual", "most"), np.quantile(frames, (0.005, 0.5, 0.995)).tolist(), strict=True))
 
+    def unit_frames(self) -> float:
+        """Frames that a unit of text lasts on average, without begin and end."""
+        units = sum(len(self.encode(text)) - 2 for text in self.texts)
+        return float(self.lengths.sum()) / max(1, units)
+
     # ------------------------------------------------------------------ the endless sequence
 
     def _frames_length(self, frames: int) -> int:

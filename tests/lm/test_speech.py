@@ -252,6 +252,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, store, stage):
 
 def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
     config = make_config(make_store(tmp_path / "tokens", 256), steps=300, join=0.7, hidden=0.3, no_text=0.1)
+    config = replace(config, model=replace(MODEL, text_pace=0))
     for stage in ("ar", "nar"):
         train_stage(config, options(tmp_path / stage), stage, encode, 16)
     ar = ValleAR.from_pretrained(find_model(tmp_path / "ar"))
@@ -273,6 +274,7 @@ def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
             total += want[1:].size
     assert right >= 12 and books > 0.95 * total  # 16 texts; chance is next to nothing
     facts = read_model_config(find_model(tmp_path / "ar"), ValleAR.kind)
+    assert ar.config.text_pace == 3  # frames a letter
     assert facts["guidable"] and facts["codec"]["fingerprint"] == "c" * 64 and facts["pace"]["usual"] > 1
 
 

@@ -330,14 +330,14 @@ def log_mel(wavs: Tensor, extractor: ClapFeatureExtractor, fused: bool = False, 
         dtype: that it is computed in; quiet bands beside loud ones need float64.
 
     Returns:
-        (B, 1, T, bands) float32 in dB.
+        (B, 1, T, bands) in dB.
     """
     bank = torch.from_numpy(extractor.mel_filters if fused else extractor.mel_filters_slaney).to(wavs.device, dtype)
     size, wavs = extractor.fft_window_size, wavs.to(dtype)
     window = torch.hann_window(size, dtype=dtype, device=wavs.device)
     spectra = torch.stft(wavs, size, extractor.hop_length, window=window, return_complex=True)  # (B, F, T)
     power = spectra.real.square() + spectra.imag.square()
-    return (10 * (power.mT @ bank).clamp_min(1e-10).log10()).float()[:, None]
+    return (10 * (power.mT @ bank).clamp_min(1e-10).log10())[:, None]
 
 
 def need_tokenizer(folder: Path, what: str = "the model's tokenizer") -> None:

@@ -43,7 +43,8 @@ with offline(roberta_tokenizer(folder), sizes):
     theirs = package.CLAP_Module(enable_fusion=False, device="cpu", amodel=tower)
 state = theirs.model.state_dict()
 for name, value in state.items():
-    if value.is_floating_point() and not name.startswith(("audio_branch.spectrogram", "audio_branch.logmel")):
+    made_of_sizes = name.startswith(("audio_branch.spectrogram", "audio_branch.logmel")) or "attn_mask" in name
+    if value.is_floating_point() and not made_of_sizes:
         value.add_(0.02 * torch.randn(value.shape))  # biases and norms begin as constants
 state["audio_branch.bn0.running_mean"].fill_(-30)
 state["audio_branch.bn0.running_var"].fill_(300)
@@ -107,4 +108,4 @@ def test_both_back_ends_give_the_same_embeddings(python, tmp_path, tower):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["same"] and found["apart"] > 1e-3
-    assert found["text"] < 2e-6 and found["audio"] < 2e-4 and found["double"] < 2e-6, found
+    assert max(found["text"], found["audio"], found["double"]) < 2e-6, found

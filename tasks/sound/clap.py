@@ -91,7 +91,7 @@ class Embedder(ABC):
         self.sample_rate, self.window = sample_rate, window
         self.known_words = frozenset(known_words)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what comes out goes into the training of others
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """See `TextAudioEmbedder`. Captions that are cut, or of words never learnt, are named in a note.
 
@@ -104,7 +104,7 @@ class Embedder(ABC):
                 known[text] = F.normalize(self.text_vector(self.token_ids(text)).float(), dim=-1).cpu()
         return torch.stack([known[text] for text in texts]) if known else torch.zeros(0, self.dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what comes out goes into the training of others
     def embed_audio(self, wavs: Sequence[np.ndarray]) -> Tensor:
         """See `TextAudioEmbedder`. Any length from one sample on; silence has a vector, too, and is named in a note.
 

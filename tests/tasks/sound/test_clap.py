@@ -101,6 +101,14 @@ def test_neither_neighbours_nor_calls_change_an_embedding(clap):
     assert clap.embed_audio([]).shape == clap.embed_texts([]).shape == (0, 24)
 
 
+def test_embeddings_can_train_what_they_condition(clap):
+    layer = torch.nn.Linear(24, 3)
+    for vectors in (clap.embed_texts(["a dog"]), clap.embed_audio([noise(0.2)])):
+        assert not vectors.requires_grad and vectors.device.type == "cpu" and vectors.dtype == torch.float32
+        layer(vectors).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
 def test_feature_fusion_draws_no_crops(clap):
     config = transformers_config(CONFIG.model, len(clap.tokenizer))
     config.audio_config.enable_fusion, config.audio_config.fusion_type = True, "aff_2d"

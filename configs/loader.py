@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from xcodec_lm.configs.clap import ClapTrainConfig
 from xcodec_lm.configs.codec import CodecTrainConfig
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.hubert import HubertTrainConfig
@@ -33,6 +34,7 @@ FAMILIES: dict[str, type] = {
     "baseline": CodecTrainConfig,
     "xcodec2": Xcodec2TrainConfig,
     "hubert": HubertTrainConfig,
+    "clap": ClapTrainConfig,
     "music": LMTrainConfig,
     "layout": LayoutConfig,
     "sound": SoundTrainConfig,

@@ -19,6 +19,7 @@ import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.commands import (
+    clap,
     codec,
     codec_eval,
     codec_stream,
@@ -188,6 +189,7 @@ COMMANDS: dict[str, Command] = {
     "codec card": Command(codec.codec_card, "a run as a model folder for others: half precision, card, provenance"),
     "hubert train": Command(hubert.hubert_train, "pre-train a teacher on the first codes of a codec", parses=True),
     "hubert probe": Command(hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"),
+    "clap train": Command(clap.clap_train, "train a CLAP, which embeds sounds and captions alike", parses=True),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
     "eval train-evaluators": Command(evaluate.train_evaluators, "small judges of generated speech from your own data"),

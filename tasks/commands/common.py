@@ -52,6 +52,7 @@ class TrainFlags:
 TRAINERS = {
     "codec": "xcodec_lm.codec.train",
     "hubert": "xcodec_lm.codec.pretrain",
+    "clap": "xcodec_lm.tasks.sound.clap_train",
     "music": "xcodec_lm.tasks.music.training",
     "sound": "xcodec_lm.tasks.sound.training",
     "tts": "xcodec_lm.tasks.tts.training",

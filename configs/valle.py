@@ -46,7 +46,8 @@ class ValleConfig:
     """Most positions of the AR model, text and audio together, bos included. The NAR model has no limit of its own."""
     text_pace: float = 1.0
     """Positions of the AR model that a unit of text takes. At the steps that a unit usually lasts, text and speech have
-    like positions where they belong together, and a small model follows the text sooner (docs/tts.md)."""
+    like positions where they belong together, and a small model follows the text sooner (docs/tts.md). 0, for training
+    alone, measures it in the training data."""
     recompute: bool = False
     """Gradient checkpointing: keep no activations of the blocks, compute them again in the backward pass."""
 
@@ -56,8 +57,8 @@ class ValleConfig:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
-        if not self.text_pace > 0:
-            raise ConfigError(f"model.text_pace must be positive, got {self.text_pace}")
+        if not self.text_pace >= 0:
+            raise ConfigError(f"model.text_pace must be at least 0, got {self.text_pace}")
         if self.dim % self.heads:
             raise ConfigError(f"model.dim {self.dim} is not divisible by model.heads {self.heads}")
         if self.dim % 2:

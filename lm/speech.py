@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xcodec_lm.codec.runtime.order import DataOrder, derive_seed, generator
+from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.configs.tts import SpeechDataConfig, Stage
 from xcodec_lm.lm.examples import IGNORED, make_example, steps_of
 from xcodec_lm.lm.layouts import FILLER, Layout
@@ -233,8 +234,12 @@ class Utterances:
                 reason = "no text"
             elif not data.min_s <= seconds <= data.max_s:
                 reason = f"outside {data.min_s:g} to {data.max_s:g} s"
-            elif len(self.encode(text)) + self._frames_length(frames) > block:
-                reason = f"longer than model.block {block}"
+            else:
+                try:
+                    if len(self.encode(text)) + self._frames_length(frames) > block:
+                        reason = f"longer than model.block {block}"
+                except UsageError:  # marks alone, or a script that the front end lacks
+                    reason = "nothing that can be said"
             if reason is None:
                 slots.append(document)
                 texts.append(text)
@@ -266,6 +271,11 @@ class Utterances:
         median."""
         frames = self.lengths / np.array([len(self.encode(text)) for text in self.texts])
         return dict(zip(("least", "usual", "most"), np.quantile(frames, (0.005, 0.5, 0.995)).tolist(), strict=True))
+
+    def unit_frames(self) -> float:
+        """Frames that a unit of text lasts on average, without begin and end."""
+        units = sum(len(self.encode(text)) - 2 for text in self.texts)
+        return float(self.lengths.sum()) / max(1, units)
 
     # ------------------------------------------------------------------ the endless sequence
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,8 @@ def make_trainer(
         )
     per_step, per_micro = row_counts(config)
     material = Material(store, parts[0], parts[1], per_step, per_micro)
+    if stage == "ar" and not model.text_pace:
+        config = replace(config, model=replace(model, text_pace=round(parts[0].unit_frames() / model.group, 2)))
     made = make_model(config, stage).to(run.device)
     if config.init:
         start_from(made, Path(config.init) / stage, store.spec)

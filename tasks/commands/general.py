@@ -16,21 +16,29 @@ from xcodec_lm.tasks.commands.common import (
 
 def demo(
     out: Path = Path("runs/demo"), corpus: Path | None = None, quick: bool = False, from_scratch: bool = False,
-    seed: int = 0,
+    seed: int = 0, speak: tuple[str, ...] = (), judges: Path | None = None,
 ) -> Result:  # fmt: skip
     """Runs the whole path in under ten minutes: corpus, tokens, language model, continuations, report.
 
+    Speech models say strings of digits on a second page, speak.html.
+
     Args:
         out: folder of the demo; a second call continues where the first stopped.
-        corpus: a manifest of real recordings instead of the synthetic ones.
+        corpus: a manifest of real recordings instead of the synthetic ones. For the second page it, or speech.jsonl
+            beside it, may hold single spoken digits in its test split.
         quick: all stages at a size of a minute; what it makes is not worth hearing.
         from_scratch: train a codec too, instead of taking the shipped xcodec-tiny.
         seed: of everything.
+        speak: speech models for the second page, folders of tts train or shipped names; default tts-tiny if it ships.
+        judges: folder of eval train-evaluators, whose recogniser marks the errors; without it no words are marked.
     """
+    from xcodec_lm.codec.runtime.progress import say
     from xcodec_lm.tasks.demo.pipeline import run_demo
 
-    report = run_demo(out, corpus, quick, from_scratch, seed)
-    return Result(f"report: {report}", {"report": str(report)})
+    report, spoken = run_demo(out, corpus, quick, from_scratch, seed, speak, judges)
+    if spoken is not None:
+        say(f"speech: {spoken}")
+    return Result(f"report: {report}", {"report": str(report), "speech": spoken and str(spoken)})
 
 
 def presets(

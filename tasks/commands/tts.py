@@ -126,9 +126,7 @@ def tts_eval(
     import json
 
     from xcodec_lm.lm.sampling import Sampling
-    from xcodec_lm.tasks.eval.speaker import load_speaker_embedder
-    from xcodec_lm.tasks.eval.transcribers import load_transcriber
-    from xcodec_lm.tasks.tts.evaluate import Judges, evaluate_tts, format_tts, write_items
+    from xcodec_lm.tasks.tts.evaluate import evaluate_tts, format_tts, load_judges, write_items
     from xcodec_lm.tasks.tts.page import write_page
     from xcodec_lm.tasks.tts.speech import Speaking
     from xcodec_lm.tasks.tts.voice import load_tts
@@ -136,10 +134,7 @@ def tts_eval(
     if not runs or (codecs and len(codecs) != len(runs)):
         raise UsageError(f"{len(codecs)} codecs for {len(runs)} runs", "give --runs, and one codec for each or none")
     where = device_of(device)
-    voices = any((judges / "speaker" / part / "config.json").is_file() for part in ("", "model"))
-    if not voices:
-        say(f"{judges} holds no judge of voices (speaker/): likeness is not measured")
-    listeners = Judges(load_transcriber(judges, where), load_speaker_embedder(judges, where) if voices else None)
+    listeners = load_judges(judges, where)
     loaded = [
         (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
     ]

@@ -45,7 +45,7 @@ class SynthSettings:
 
     Attributes:
         seed: the same seed gives the same files, byte for byte, on the same versions of numpy, libsndfile and
-            espeak-ng.
+            espeak-ng. Ids carry it, but for 0.
         music_clips: pieces of music, one clip each.
         sound_clips: captioned sounds.
         clip_s: length of a music clip in seconds.
@@ -230,7 +230,7 @@ def _music(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
     for index, split in enumerate(splits):
         rng = _random(settings, "music", index)
         piece = compose(rng)
-        name = f"synth-music-{index:03d}"
+        name = f"{_prefix(settings)}-music-{index:03d}"
         audio = perform(piece, rng, settings.clip_s, settings.sample_rate)
         own = {"piece": name, "rendered": True, "start": 0.0, "tempo": piece.tempo, "key": piece.key}
         yield _save(out, "music", name, audio, split, settings) | own
@@ -240,7 +240,7 @@ def _sounds(out: Path, settings: SynthSettings) -> Iterator[dict[str, Any]]:
     splits = draw_splits(settings.sound_clips, _random(settings, "sound splits"))
     for index, split in enumerate(splits):
         kind = KINDS[index % len(KINDS)]
-        name = f"synth-sound-{index:03d}"
+        name = f"{_prefix(settings)}-sound-{index:03d}"
         rng = _random(settings, "sound", index)
         audio, caption = make_sound(kind, rng, settings.sound_s, settings.sample_rate)
         own = {"caption": caption, "label": kind.label, "recording": name}
@@ -252,7 +252,7 @@ def _speech(out: Path, settings: SynthSettings, workers: int) -> Iterator[dict[s
     kind = "speech" if settings.speech_texts == "sentences" else settings.speech_texts
 
     def make(index: int) -> dict[str, Any]:
-        name, engine = f"synth-{kind}-{index:04d}", idle.get()
+        name, engine = f"{_prefix(settings)}-{kind}-{index:04d}", idle.get()
         try:
             audio, voice, text = make_speech(
                 engine, settings.seed, index, settings.sample_rate, settings.speech_texts, settings.speech_level_dbfs
@@ -268,6 +268,11 @@ def _speech(out: Path, settings: SynthSettings, workers: int) -> Iterator[dict[s
         # threads do: most of the work is espeak-ng's, or leaves Python's lock
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         yield from pool.map(make, range(settings.speech_clips))
+
+
+def _prefix(settings: SynthSettings) -> str:
+    """What ids begin with: corpora of two seeds may be trained on together, so they share no id."""
+    return f"synth-s{settings.seed}" if settings.seed else "synth"
 
 
 def _random(settings: SynthSettings, *key: str | int) -> np.random.Generator:

@@ -142,12 +142,28 @@ def make_speech(
     voice = draw_speaker(seed, split, rng, digits)
     for attempt in range(100):
         text = write_digits(rng) if digits else write_sentence(rng, voice.language, short=attempt > 5)
-        utterance = Utterance(text, voice.accent, voice.variant, voice.pitch, voice.pitch_range, voice.words_per_minute)
-        samples = np.frombuffer(engine.speak(utterance), dtype=np.int16).astype(np.float32) / 32_768
-        audio = trim(resample(samples, engine.sample_rate, sample_rate), rng, sample_rate)
+        audio = utter(engine, voice, text, rng, sample_rate)
         if SHORTEST_S <= len(audio) / sample_rate <= LONGEST_S:
             return place(audio, rng, sample_rate, level_dbfs), voice, text
     raise AssertionError(f"no text of {voice} fits into {LONGEST_S} s")
+
+
+def utter(engine: Espeak, voice: Voice, text: str, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
+    """(N,) samples of a text in a voice, with short silence at both ends.
+
+    Args:
+        engine: a running espeak-ng.
+        voice: who speaks.
+        text: what.
+        rng: source of the lengths of the silence.
+        sample_rate: in Hz.
+
+    Raises:
+        XcodecLMError: espeak-ng lacks the voice, or died.
+    """
+    utterance = Utterance(text, voice.accent, voice.variant, voice.pitch, voice.pitch_range, voice.words_per_minute)
+    samples = np.frombuffer(engine.speak(utterance), dtype=np.int16).astype(np.float32) / 32_768
+    return trim(resample(samples, engine.sample_rate, sample_rate), rng, sample_rate)
 
 
 def trim(audio: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:

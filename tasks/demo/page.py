@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from xcodec_lm.tasks.report import (
 )  # fmt: skip
 
 
-def write_page(out: Path, scores: Scores, origin: str, commands: list[str], trained: bool) -> Path:
+def write_page(
+    out: Path, scores: Scores, origin: str, commands: list[str], trained: bool, pages: Mapping[str, str]
+) -> Path:
     """Writes `out/report.html` and `out/scores.json`.
 
     Args:
@@ -37,6 +40,7 @@ def write_page(out: Path, scores: Scores, origin: str, commands: list[str], trai
         origin: what the corpus is, for the reader.
         commands: that make the same runs.
         trained: whether the demo trained its codec.
+        pages: name -> file of the demo's other pages.
     """
     values = {
         "reconstruction": {f"n_q {n}": row for n, row in scores.reconstruction.codec.items()},
@@ -55,6 +59,7 @@ def write_page(out: Path, scores: Scores, origin: str, commands: list[str], trai
         [verdict(scores), listening(scores), codec_section(out, scores, trained), language_model_section(out, scores)],
         subtitle=f"{made}, trained in minutes on {origin}.",
         provenance=provenance(out, scores, commands),
+        pages=pages,
     )
     return render(report, out / "report.html")
 

@@ -1,6 +1,7 @@
 """`xcodec-lm demo`: every stage of the toolkit on a small corpus, each an ordinary run made by the ordinary functions.
 
-    corpus/ codec/ (from scratch only) tokens/ music/ samples/ report.html    sound/ sound.html (text to sound)
+    corpus/ codec/ (from scratch only) tokens/ music/ samples/ report.html  speech/ speak.html (with speech models)
+    sound/ sound.html (with a model of sounds)
 
 Steps are fixed, never stopped by the clock. A second call continues where the first stopped, and repeats nothing.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from xcodec_lm.tasks.data.tokenize import tokenize
 from xcodec_lm.tasks.demo.page import write_page
 from xcodec_lm.tasks.demo.scores import score
 from xcodec_lm.tasks.demo.sound import write_sound_page
+from xcodec_lm.tasks.demo.speak import speak, speech_models
+from xcodec_lm.tasks.tts.evaluate import load_judges
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,10 @@ SHIPPED_CODEC = "xcodec-tiny"
 
 
 def run_demo(
-    out: Path, corpus: Path | None = None, quick: bool = False, from_scratch: bool = False, seed: int = 0
-) -> Path:
-    """Runs all stages and returns the report.
+    out: Path, corpus: Path | None = None, quick: bool = False, from_scratch: bool = False, seed: int = 0,
+    speech: Sequence[str] = (), judges: Path | None = None,
+) -> tuple[Path, Path | None]:  # fmt: skip
+    """Runs all stages and returns the report, and the page of speech if there is one.
 
     Args:
         out: the demo's folder.
@@ -66,12 +70,16 @@ def run_demo(
         quick: the size of a minute.
         from_scratch: train a codec on the corpus instead of taking the shipped one.
         seed: of every stage.
+        speech: speech models that speak, folders or shipped names; without any the shipped one, if there is one.
+        judges: folder of `eval train-evaluators`, which listens to them.
 
     Raises:
-        XcodecLMError: the corpus has no held-out recording of six seconds, or `out` holds a demo of other settings.
+        XcodecLMError: the corpus has no held-out recording of six seconds, `out` holds a demo of other settings, or a
+            speech model or the judges are not where they should be.
     """
     size = QUICK if quick else FULL
-    stages = Stages(total=5 if from_scratch else 4)
+    speakers, listeners = speech_models(speech), load_judges(judges)
+    stages = Stages(total=4 + from_scratch + bool(speakers))
     commands = []
     with stages.next("making a synthetic corpus" if corpus is None else "reading the corpus"):
         if corpus is None:
@@ -83,6 +91,11 @@ def run_demo(
         else:
             manifest, origin = corpus, f"the recordings of {corpus.name}"
         split = held_out_split(manifest)
+
+    spoken = None
+    if speakers:
+        with stages.next("speaking"):
+            spoken = speak(out, speakers, listeners, corpus, seed)
 
     source: str | Path = SHIPPED_CODEC
     if from_scratch:
@@ -109,9 +122,10 @@ def run_demo(
 
     with stages.next("continuing held-out prompts, scoring, writing the report"):
         scores = score(out, manifest, split, size.excerpts, PROMPT_S, CONTINUATION_S, seed)
-        report = write_page(out, scores, origin, commands, trained=from_scratch)
-    write_sound_page(out, seed, **({"seconds": 1.0, "samples": 1} if quick else {}))
-    return report
+        pages = {"Speech": spoken.name} if spoken else {}
+        heard = write_sound_page(out, seed, **({"seconds": 1.0, "samples": 1} if quick else {}))
+        pages |= {"Text to sound": heard.name} if heard else {}
+        return write_page(out, scores, origin, commands, from_scratch, pages), spoken
 
 
 def command(*words: object) -> str:

@@ -271,9 +271,11 @@ class Report:
         sections: in reading order.
         subtitle: one sentence below the title.
         provenance: blocks of the last section: commands, versions, weights, seeds, hardware, time.
+        pages: name -> file beside this one, linked from the navigation.
     """
 
     title: str
     sections: Sequence[Section]
     subtitle: str = ""
     provenance: Sequence[Block] = field(default=())
+    pages: Mapping[str, str] = field(default_factory=dict)

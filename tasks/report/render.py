@@ -97,6 +97,7 @@ def render_html(report: doc.Report) -> str:
             title=report.title,
             subtitle=report.subtitle,
             sections=shown,
+            pages=list(report.pages.items()),
             has_players=view.has_players,
             style=Markup(read("report.css")),
             script=Markup(script),

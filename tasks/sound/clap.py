@@ -91,7 +91,7 @@ class Embedder(ABC):
         self.sample_rate, self.window = sample_rate, window
         self.known_words = frozenset(known_words)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what comes out goes into the training of others
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """See `TextAudioEmbedder`. Captions that are cut, or of words never learnt, are named in a note.
 
@@ -104,7 +104,7 @@ class Embedder(ABC):
                 known[text] = F.normalize(self.text_vector(self.token_ids(text)).float(), dim=-1).cpu()
         return torch.stack([known[text] for text in texts]) if known else torch.zeros(0, self.dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what comes out goes into the training of others
     def embed_audio(self, wavs: Sequence[np.ndarray]) -> Tensor:
         """See `TextAudioEmbedder`. Any length from one sample on; silence has a vector, too, and is named in a note.
 
@@ -330,14 +330,14 @@ def log_mel(wavs: Tensor, extractor: ClapFeatureExtractor, fused: bool = False, 
         dtype: that it is computed in; quiet bands beside loud ones need float64.
 
     Returns:
-        (B, 1, T, bands) float32 in dB.
+        (B, 1, T, bands) in dB.
     """
     bank = torch.from_numpy(extractor.mel_filters if fused else extractor.mel_filters_slaney).to(wavs.device, dtype)
     size, wavs = extractor.fft_window_size, wavs.to(dtype)
     window = torch.hann_window(size, dtype=dtype, device=wavs.device)
     spectra = torch.stft(wavs, size, extractor.hop_length, window=window, return_complex=True)  # (B, F, T)
     power = spectra.real.square() + spectra.imag.square()
-    return (10 * (power.mT @ bank).clamp_min(1e-10).log10()).float()[:, None]
+    return (10 * (power.mT @ bank).clamp_min(1e-10).log10())[:, None]
 
 
 def need_tokenizer(folder: Path, what: str = "the model's tokenizer") -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -75,6 +75,8 @@ def train(config: ClapTrainConfig, options: RunOptions) -> Path:
         optimizer = make_optimizer(model, config)
         run.track_state({"model": model}, {"optimizer": optimizer})
         done, batches = run.resume(), CaptionedClips(config, clips)
+        if not done:
+            centre(model, lambda: loss_of(model, embedder, batches.batch(0), config, 0))
         for step in run.steps(done):
             for group in optimizer.param_groups:
                 group["lr"] = optim.lr_at(step)
@@ -161,14 +163,50 @@ def transformers_config(config: ClapModelConfig, vocabulary: int) -> ClapConfig:
 
 
 def build_model(config: ClapTrainConfig, vocabulary: int) -> ClapModel:
-    """A model with fresh weights, which the seed decides."""
+    """A model with fresh weights, which the seed decides.
+
+    HTSAT knows no absolute positions: high and low sounds differ by little more than the norm of each mel band. That
+    norm's bias therefore begins as a ramp over the bands instead of zero.
+    """
     torch.manual_seed(derive_seed(config.run.seed, "clap"))
     with quiet_transformers():
         model = ClapModel(transformers_config(config.model, vocabulary))
+    bias = model.audio_model.audio_encoder.batch_norm.bias
     with torch.no_grad():
+        bias.copy_(torch.linspace(-1, 1, len(bias)))
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                # transformers draws these so narrowly that all clips, and all captions, begin as nearly one vector, and
+                # the loss of a small model then stays at chance for long.
+                module.weight.normal_(0, module.in_features**-0.5)
         for scale in (model.logit_scale_a, model.logit_scale_t):
             scale.fill_(math.log(1 / config.loss.temperature))
     return model
+
+
+def centre(model: ClapModel, forward: Callable[[], object]) -> None:
+    """Moves the biases of both projections so that the embeddings of a first batch are centred on zero.
+
+    Otherwise all clips begin in one direction and all captions in another, and a small model first learns to give one
+    vector for everything, where the loss has hardly a slope.
+
+    Args:
+        model: with fresh weights.
+        forward: computes the batch.
+    """
+    lasts = [model.audio_projection.linear2, model.text_projection.linear2]
+    means: dict[nn.Module, Tensor] = {}
+
+    def note_mean(module: nn.Module, _: object, output: Tensor) -> None:
+        means[module] = output.mean(dim=0)
+
+    hooks = [last.register_forward_hook(note_mean) for last in lasts]
+    model.train()
+    with torch.no_grad():
+        forward()
+        for last, hook in zip(lasts, hooks, strict=True):
+            hook.remove()
+            last.bias.sub_(means[last])
 
 
 def build_extractor(audio: ClapAudioTowerConfig) -> ClapFeatureExtractor:

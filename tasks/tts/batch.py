@@ -15,14 +15,8 @@ from xcodec_lm.codec.audio import load_audio, save_audio
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.commands.common import Result
-from xcodec_lm.tasks.tts.speech import Line, Prompt, Speaking, Spoken
+from xcodec_lm.tasks.tts.speech import ENDINGS, Line, Prompt, Speaking, Spoken
 from xcodec_lm.tasks.tts.voice import TTS
-
-ENDINGS = {
-    "eos": "ended by itself",
-    "limit": "cut: it took more frames than such a text may",
-    "loop": "cut where it began to repeat itself",
-}
 
 
 def describe_speech(spoken: Spoken) -> str:

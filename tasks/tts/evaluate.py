@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,12 +24,18 @@ from xcodec_lm.codec.tokens import AudioTokenizer
 from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.lm.valle_nar import ValleNAR
 from xcodec_lm.tasks.eval.intervals import LEAST_UNITS
-from xcodec_lm.tasks.eval.speaker import SimilarityReport, SpeakerEmbedder, Voice, compare_with_prompts
-from xcodec_lm.tasks.eval.transcribers import Transcriber
+from xcodec_lm.tasks.eval.speaker import (
+    SimilarityReport,
+    SpeakerEmbedder,
+    Voice,
+    compare_with_prompts,
+    load_speaker_embedder,
+)
+from xcodec_lm.tasks.eval.transcribers import Transcriber, load_transcriber
 from xcodec_lm.tasks.eval.wer import Counts, Pair, difference_estimate, rate_estimate, word_counts
 from xcodec_lm.tasks.tts.batch import make_line, read_lines
 from xcodec_lm.tasks.tts.page import marked, system_folder
-from xcodec_lm.tasks.tts.speech import Line, Speaking
+from xcodec_lm.tasks.tts.speech import Ending, Line, Speaking
 from xcodec_lm.tasks.tts.voice import TTS
 
 RATE = 16_000
@@ -45,10 +51,10 @@ class System:
     Attributes:
         name: shown in the table.
         wavs: (N,) at 16 kHz of each row.
-        heard: what the recogniser heard.
-        counts: its word errors.
+        heard: what the recogniser heard; empty without one.
+        counts: its word errors; likewise.
         likeness: of the voices to their prompts; None without a judge of voices.
-        ended: how many utterances ended in which way.
+        endings: how each utterance ended; empty where no model spoke.
     """
 
     name: str
@@ -56,7 +62,7 @@ class System:
     heard: list[str]
     counts: list[Counts]
     likeness: SimilarityReport | None
-    ended: dict[str, int]
+    endings: list[Ending]
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,26 @@ class Judges:
     """Who listens.
 
     Attributes:
-        transcriber: hears words.
-        embedder: compares voices; None leaves that out.
+        transcriber: hears words; None leaves that out.
+        embedder: compares voices; likewise.
     """
 
-    transcriber: Transcriber
+    transcriber: Transcriber | None = None
     embedder: SpeakerEmbedder | None = None
+
+
+def load_judges(folder: Path | None, device: str | torch.device = "cpu") -> Judges:
+    """Who listens: the recogniser of a folder, and its judge of voices if it holds one; without a folder nobody.
+
+    Raises:
+        XcodecLMError: the folder holds no recogniser.
+    """
+    if folder is None:
+        return Judges()
+    voices = any((folder / "speaker" / part / "config.json").is_file() for part in ("", "model"))
+    if not voices:
+        say(f"{folder} holds no judge of voices (speaker/): likeness is not measured")
+    return Judges(load_transcriber(folder, device), load_speaker_embedder(folder, str(device)) if voices else None)
 
 
 def evaluate_tts(
@@ -105,14 +125,14 @@ def evaluate_tts(
     real = [load_audio(manifest.parent / row["audio"], RATE).wav[0].numpy() for row in rows] if spoken else []
     prompts = [_prompt_voice(row, manifest.parent) for row in rows]
     listen = _Listener(rows, prompts, judges, out, seed)
-    systems = [listen(TRUTH, real, {})] if spoken else []
+    systems = [listen(TRUTH, real, [])] if spoken else []
     jobs = sum(spoken + 1 + (tts.nar is not None) + 2 * controls for _, tts in runs)
     with Progress("tts eval", jobs) as shown:
         for name, tts in runs:
             lines = [make_line(tts, row, manifest.parent, seed + index, None, {}) for index, row in enumerate(rows)]
-            made: list[tuple[str, Callable[[], tuple[list[np.ndarray], dict[str, int]]]]] = []
+            made: list[tuple[str, Callable[[], tuple[list[np.ndarray], list[Ending]]]]] = []
             if spoken:
-                made.append(("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], {})))
+                made.append(("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], [])))
             made += [
                 ("AR", lambda tts=tts, lines=lines: _speak(tts, lines, _of_ar(tts, speaking))),
             ]
@@ -126,8 +146,7 @@ def evaluate_tts(
                 made.append(("shuffled text", lambda tts=tts, other=other: _speak(tts, other, speaking)))
                 made.append(("untrained", lambda tts=tts, lines=lines: _speak(untrained(tts, seed), lines, speaking)))
             for what, make in made:
-                wavs, ended = make()
-                systems.append(listen(f"{name}: {what}", wavs, ended))
+                systems.append(listen(f"{name}: {what}", *make()))
                 shown.update(len(systems) - spoken)
     return _result(systems, rows, judges, [name for name, _ in runs], seed)
 
@@ -154,10 +173,10 @@ class _Listener:
     def __init__(self, rows: list[dict[str, Any]], prompts: list[Voice], judges: Judges, out: Path | None, seed: int):
         self.rows, self.prompts, self.judges, self.out, self.seed = rows, prompts, judges, out, seed
 
-    def __call__(self, name: str, wavs: list[np.ndarray], ended: dict[str, int]) -> System:
+    def __call__(self, name: str, wavs: list[np.ndarray], endings: list[Ending]) -> System:
         wavs = [np.clip(wav, -1, 1) for wav in wavs]  # as a file would hold it
-        heard = self.judges.transcriber.transcribe(wavs)
-        pairs = _pairs(self.rows, heard)
+        heard = [] if self.judges.transcriber is None else self.judges.transcriber.transcribe(wavs)
+        counts = word_counts(_pairs(self.rows, heard)) if heard else []
         likeness = None
         if self.judges.embedder is not None:
             likeness = compare_with_prompts(self.judges.embedder, wavs, self.prompts, seed=self.seed)
@@ -168,7 +187,7 @@ class _Listener:
                 path = folder / f"{row['id']}.flac"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_audio(path, torch.from_numpy(wav)[None], RATE)
-        return System(name, wavs, heard, word_counts(pairs), likeness, ended)
+        return System(name, wavs, heard, counts, likeness, endings)
 
 
 def _pairs(rows: list[dict[str, Any]], heard: Sequence[str]) -> list[Pair]:
@@ -201,43 +220,43 @@ def _resynthesis(codec: AudioTokenizer, wav: np.ndarray) -> np.ndarray:
     return resample(made[0, 0, : int(lengths[0])].float().cpu().numpy(), spec.output_sample_rate, RATE)
 
 
-def _speak(tts: TTS, lines: list[Line], speaking: Speaking) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Speech at 16 kHz; that of continual lines behind their prompt."""
+def _speak(tts: TTS, lines: list[Line], speaking: Speaking) -> tuple[list[np.ndarray], list[Ending]]:
+    """Speech at 16 kHz, that of continual lines behind their prompt, and how each utterance ended."""
     wavs: list[np.ndarray] = []
-    ended = {"eos": 0, "limit": 0, "loop": 0}
+    endings: list[Ending] = []
     for start in range(0, len(lines), speaking.lanes):
         for line, spoken in zip(
             lines[start : start + speaking.lanes], tts.say_all(lines[start : start + speaking.lanes], speaking),
             strict=True,
         ):  # fmt: skip
-            ended[spoken.ended] += 1
+            endings.append(spoken.ended)
             wav = resample(spoken.wav[0].numpy(), spoken.sample_rate, RATE)
             if line.continual and line.prompt is not None:
                 wav = np.concatenate([tts.heard(line.prompt, RATE), wav])
             wavs.append(wav)
-    return wavs, ended
+    return wavs, endings
 
 
 def _result(
     systems: list[System], rows: list[dict[str, Any]], judges: Judges, runs: list[str], seed: int
 ) -> dict[str, Any]:
+    heard = judges.transcriber is not None
     by_name = {system.name: system for system in systems}
-    table, references = [], _pairs(rows, systems[0].heard)
+    table, references = [], _pairs(rows, systems[0].heard) if heard else []
     for system in systems:
-        line: dict[str, Any] = {
-            "system": system.name,
-            "wer": rate_estimate(system.counts, references, seed).to_dict(),
-            "ended": system.ended,
-        }
+        wer = rate_estimate(system.counts, references, seed).to_dict() if heard else {"value": None}
+        ended = {kind: system.endings.count(kind) for kind in get_args(Ending)} if system.endings else {}
+        line: dict[str, Any] = {"system": system.name, "wer": wer, "ended": ended}
         if system.likeness is not None:
             line["similarity"] = system.likeness.to_dict()
         table.append(line)
-    truth = table[0]["wer"]["value"] if systems[0].name == TRUTH else None
+    spoken = systems[0].name == TRUTH
+    truth = table[0]["wer"]["value"] if spoken else None
     trusted = truth is not None and truth <= MOST_WER
     if truth is not None and not trusted:
         say(f"the recogniser errs on {truth:.1%} of the words of real recordings: its figures give no verdict")
     differences = []
-    for name in runs:
+    for name in runs if heard else ():
         whole = f"{name}: AR+NAR" if f"{name}: AR+NAR" in by_name else f"{name}: AR"
         pairs = [(whole, f"{name}: resynthesis"), (whole, f"{name}: shuffled text")]
         if name != runs[0]:
@@ -251,22 +270,31 @@ def _result(
         {
             "id": row["id"], "text": row["text"], "speaker": row.get("speaker"),
             "prompt": row.get("prompt_audio") or row.get("audio"), "prompt_s": row.get("prompt_s"),
-            "systems": {
-                system.name: {"heard": system.heard[index], "marked": marked(system.counts[index].marks),
-                              "errors": system.counts[index].errors, "words": system.counts[index].length}
-                for system in systems
-            },
+            "prompt_text": row.get("prompt_text"),
+            "systems": {system.name: _utterance(system, index) for system in systems},
         }
         for index, row in enumerate(rows)
     ]  # fmt: skip
-    listeners = {"recogniser": judges.transcriber.name, "ancestry": judges.transcriber.ancestry}
+    listeners: dict[str, Any] = {"recogniser": None}
+    if judges.transcriber is not None:
+        listeners = {"recogniser": judges.transcriber.name, "ancestry": judges.transcriber.ancestry}
     if judges.embedder is not None:
         listeners |= {"voices": judges.embedder.name, "voices_ancestry": judges.embedder.ancestry}
     return {
-        "rows": len(rows), "speakers": len(_speakers(rows)), "trusted": trusted, "systems": table,
+        "rows": len(rows), "speakers": len(_speakers(rows)), "spoken": spoken, "trusted": trusted, "systems": table,
         "differences": differences,
         "judges": listeners, "items": items,
     }  # fmt: skip
+
+
+def _utterance(system: System, index: int) -> dict[str, Any]:
+    """What is known of one utterance: `ended` where a model spoke, the rest where a recogniser listened."""
+    facts: dict[str, Any] = {"ended": system.endings[index]} if system.endings else {}
+    if system.counts:
+        counts = system.counts[index]
+        facts |= {"heard": system.heard[index], "marked": marked(counts.marks),
+                  "errors": counts.errors, "words": counts.length}  # fmt: skip
+    return facts
 
 
 def format_tts(data: dict[str, Any]) -> str:
@@ -276,7 +304,7 @@ def format_tts(data: dict[str, Any]) -> str:
     lines = [
         f"{data['rows']} utterances of {data['speakers']} speaker(s), intervals over "
         + ("utterances: they are of these speakers alone" if few else "speakers"),
-        f"WER[{judges['recogniser']}] in %, lower is better; likeness to the own prompt and "
+        f"WER[{judges['recogniser'] or 'nobody listened'}] in %, lower is better; likeness to the own prompt and "
         "to other speakers of the source",
         "",
         f"{'system':<34}{'WER':>8}  {'95 %':<14}{'own':>7}{'others':>8}   ended by itself",

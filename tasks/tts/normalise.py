@@ -67,10 +67,12 @@ class Normalised:
     Attributes:
         text: one line, words separated by single spaces.
         dropped: the different characters that were removed because they have no sound.
+        left_out: words in scripts that a model does not speak, behind their script; `normalise` keeps all.
     """
 
     text: str
     dropped: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def normalise(text: str, language: str = "en-us") -> Normalised:

@@ -1,7 +1,8 @@
-"""The page of a TTS evaluation: the table, what to listen to, and what was heard of every utterance."""
+"""The page of a TTS evaluation: the table, what to listen to, how every utterance ended and what was heard of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,51 +23,64 @@ from xcodec_lm.tasks.report import (
     Table,
     render,
 )
+from xcodec_lm.tasks.tts.speech import ENDINGS
 
 SHOWN = 6
 """Utterances with players: the first of the list, and as many of the worst."""
 RATE = 16_000
 
 
-def write_page(data: dict[str, Any], manifest: Path, out: Path) -> Path:
-    """Writes `out/report.html` from the result of `evaluate_tts` and the audio in `out`.
+def write_page(
+    data: dict[str, Any], manifest: Path, out: Path, path: Path | None = None, pages: Mapping[str, str] | None = None
+) -> Path:
+    """Writes a page from the result of `evaluate_tts` and the audio in `out`.
 
     Args:
         data: of `evaluate_tts`, with its items.
         manifest: the list that was spoken.
         out: where the audio of every system lies.
+        path: the page; `out/report.html` without it.
+        pages: name -> file of the pages beside it that it links to.
     """
     systems = [row["system"] for row in data["systems"]]
     last = next((name for name in systems if name.endswith("AR+NAR")), systems[-1])
     items = data["items"]
-    worst = sorted(items, key=lambda item: -item["systems"][last]["errors"] / max(1, item["systems"][last]["words"]))
-    chosen = items[:SHOWN]
+    grids = [Players([_players(item, systems, manifest, out) for item in items[:SHOWN]], "The first of the list")]
+    intro = "Under each: how it ended."
+    if data["judges"]["recogniser"] is not None:
+        intro = (
+            "Under each: what the recogniser heard, and how it ended; [said > heard] is a wrong word, [-word] a "
+            "missing one, [+word] one too many."
+        )
+        if len(items) > SHOWN:
+            worst = sorted(
+                items, key=lambda item: -item["systems"][last]["errors"] / max(1, item["systems"][last]["words"])
+            )
+            rows = [_players(item, systems, manifest, out) for item in worst[:SHOWN]]
+            grids.append(Players(rows, f"The worst of {last}"))
     report = Report(
         "Zero-shot speech",
         [
             Section("Figures", [*_notes(data), _table(data), *_differences(data)]),
-            Section(
-                "Listening",
-                [
-                    Players([_players(item, systems, manifest, out) for item in chosen], "The first of the list"),
-                    Players([_players(item, systems, manifest, out) for item in worst[:SHOWN]], f"The worst of {last}"),
-                ],
-                intro="Under each: what the recogniser heard; [said > heard] is a wrong word, [-word] a missing one, "
-                "[+word] one too many.",
-            ),
+            Section("Listening", grids, intro=intro),
             Section("Every utterance", [_items(items, systems), Download("items.json", items)]),
         ],
         subtitle=f"{data['rows']} utterances of {data['speakers']} speaker(s)",
-        provenance=[KeyValues({name: str(value) for name, value in data["judges"].items()}, "Who listened")],
+        provenance=[KeyValues({name: str(value or "none") for name, value in data["judges"].items()}, "Who listened")],
+        pages=pages or {},
     )
-    return render(report, out / "report.html")
+    return render(report, path or out / "report.html")
 
 
 def _notes(data: dict[str, Any]) -> list[Note]:
     notes = []
     if data["speakers"] < 10:
         notes.append(Note(f"{data['speakers']} speaker(s): intervals go over utterances and are of these speakers."))
-    if not data["trusted"]:
+    if data["judges"]["recogniser"] is None:
+        notes.append(Note("No recogniser listened: no words are marked, and there are no word errors."))
+    elif not data["spoken"]:
+        notes.append(Note("There are no recordings of these texts: the figures give no verdict."))
+    elif not data["trusted"]:
         notes.append(Note("The recogniser errs too often on real recordings: its figures give no verdict.", "warning"))
     return notes
 
@@ -96,28 +110,38 @@ def _players(item: dict[str, Any], systems: list[str], manifest: Path, out: Path
     players: list[Player | NoPlayer] = []
     if item.get("prompt"):
         wav = load_audio(manifest.parent / item["prompt"], RATE, duration_s=item.get("prompt_s")).wav[0].numpy()
-        players.append(Player("prompt", wav, RATE, spectrogram=False))
+        players.append(Player("prompt", wav, RATE, spectrogram=False, note=item.get("prompt_text") or ""))
     for name in systems:
         path = out / system_folder(name) / f"{item['id']}.flac"
         if not path.is_file():
             players.append(NoPlayer(name, "not written"))
             continue
         wav = load_audio(path, RATE).wav[0].numpy()
-        players.append(Player(name, wav, RATE, note=item["systems"][name]["marked"] or "(nothing)"))
+        players.append(Player(name, wav, RATE, note=_remark(item["systems"][name])))
     return PlayerRow(item["text"], players, note=item["id"])
 
 
 def _items(items: list[dict[str, Any]], systems: list[str]) -> Table:
     spoken = [name for name in systems if name.endswith((" AR", "AR+NAR"))] or systems
     columns: list[Column | str] = ["id", "text"]
-    columns += [part for name in spoken for part in (Column(f"errors, {name}", "d"), f"heard, {name}")]
+    heard = any("marked" in item["systems"][name] for item in items for name in spoken)
+    for name in spoken:
+        columns += [Column(f"errors, {name}", "d"), f"heard, {name}"] if heard else []
+        columns.append(f"end, {name}")
     rows: list[list[Any]] = []
     for item in items:
         row: list[Any] = [item["id"], item["text"]]
-        for name in spoken:
-            row += [item["systems"][name]["errors"], item["systems"][name]["marked"] or "(nothing)"]
+        for facts in (item["systems"][name] for name in spoken):
+            row += [facts["errors"], facts["marked"] or "(nothing)"] if heard else []
+            row.append(ENDINGS[facts["ended"]] if "ended" in facts else None)
         rows.append(row)
-    return Table(columns, rows, "Sort by errors for the worst", sortable=True)
+    return Table(columns, rows, "Sort by errors for the worst" if heard else "How each ended", sortable=True)
+
+
+def _remark(facts: dict[str, Any]) -> str:
+    """What was heard of an utterance, and how it ended, as far as either is known."""
+    parts = [facts["marked"] or "(nothing)"] if "marked" in facts else []
+    return "; ".join([*parts, ENDINGS[facts["ended"]]] if "ended" in facts else parts)
 
 
 def _measure(estimate: dict[str, Any], scale: float = 1.0) -> Measure | Empty:

@@ -11,6 +11,11 @@ from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.lm.sampling import Sampling
 
 Ending = Literal["eos", "limit", "loop"]
+ENDINGS: dict[Ending, str] = {
+    "eos": "ended by itself",
+    "limit": "cut: it took more frames than such a text may",
+    "loop": "cut where it began to repeat itself",
+}
 
 
 @dataclass(frozen=True)

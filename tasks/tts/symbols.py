@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from xcodec_lm.configs.text import TextConfig
 from xcodec_lm.tasks.tts.front_ends import FrontEnd, make_front_end
 from xcodec_lm.tasks.tts.nearest import nearest
 from xcodec_lm.tasks.tts.normalise import Normalised, normalise, tidy
+from xcodec_lm.tasks.tts.scripts import describe, readable, scripts_of, scripts_of_voice
 from xcodec_lm.tasks.tts.sentences import split_sentences
 
 PAD, BOS, EOS, UNKNOWN = range(4)
@@ -30,6 +33,8 @@ FIRST = 4
 FILE, MODEL = "text.json", "text.model"
 VERSION = 1
 """Version of the file."""
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Pieces of sentencepiece that stand for a byte of a character that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Encoded:
         unknown: units that became the unknown id, each once.
         replaced: units that the table does not know, each once, and the known ones that stand for them, joined.
         dropped: characters that were removed because they have no sound.
+        left_out: words in scripts that this model does not speak, behind their script.
     """
 
     ids: list[int]
@@ -49,6 +55,7 @@ class Encoded:
     unknown: tuple[str, ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def losses(self) -> str:
         """A line for the user about everything that is not said as written; empty when all is."""
@@ -57,6 +64,7 @@ class Encoded:
             f"removed: {' '.join(map(_show, self.dropped))}" if self.dropped else "",
             f"said {swaps}" if swaps else "",
             f"unknown to this model: {' '.join(map(_show, self.unknown))}" if self.unknown else "",
+            f"left out, in a script that this model does not speak: {describe(self.left_out)}" if self.left_out else "",
         ]
         return "; ".join(part for part in parts if part)
 
@@ -127,9 +135,18 @@ class TextEncoder:
             "symbols": len(self.symbols),
         }
 
+    @cached_property
+    def scripts(self) -> frozenset[str] | None:
+        """Scripts that the model speaks: what espeak-ng's voice reads, else those of the symbols; None for all."""
+        if self.config.front_end == "phonemes":
+            return scripts_of_voice(self.config.language)
+        return scripts_of(symbol for symbol in self.symbols if not _BYTE.fullmatch(symbol)) or None
+
     def normalise(self, text: str) -> Normalised:
         """The text as the front end gets it, and what was removed."""
-        return normalise(text, self.config.language) if self.config.normalise else tidy(text)
+        clean = normalise(text, self.config.language) if self.config.normalise else tidy(text)
+        kept = readable(clean.text, self.scripts)
+        return replace(clean, text=kept.text, left_out=kept.left_out)
 
     def encode(self, text: str) -> Encoded:
         """Ids of a text.
@@ -144,6 +161,11 @@ class TextEncoder:
         clean = self.normalise(text)
         written = self._front_end.units(clean.text)
         if not self._can_be_said(clean.text, written):
+            if clean.left_out:
+                raise UsageError(
+                    f"the text is in a script that this model does not speak: {describe(clean.left_out)}",
+                    "spell it in the model's own script, or take a model that was trained on that language",
+                )
             shown = text if len(text) <= 40 else text[:40] + "..."
             raise UsageError(
                 f"the text {shown!r} has nothing that can be said" if text.strip() else "the text is empty",
@@ -165,6 +187,7 @@ class TextEncoder:
             unknown=tuple(unit for unit, stand_in in stand_ins.items() if stand_in is None),
             replaced=tuple((unit, "".join(new)) for unit, new in stand_ins.items() if new is not None),
             dropped=clean.dropped,
+            left_out=clean.left_out,
         )
 
     def _can_be_said(self, text: str, units: list[str]) -> bool:

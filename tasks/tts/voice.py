@@ -199,8 +199,10 @@ class TTS:
                 "this speech model never spoke without a text, so it cannot be guided away from that",
                 "leave --cfg out, or train with --data.no-text 0.1",
             )
-        if losses := self.encoder.encode(line.text).losses():  # raises where there is nothing to say
+        whole = self.encoder.encode(line.text)  # raises where there is nothing to say
+        if losses := whole.losses():
             say(losses)
+        unsaid = tuple(words for _, words in whole.left_out)  # the sentences no longer have them; the first tells them
         said, tasks = None if line.prompt is None else line.prompt.text, []
         pieces = [line.text] if line.continual else self.encoder.split(line.text, speaking.most_units)
         begun = line.prompt.codes.shape[1] if line.continual and line.prompt is not None else 0
@@ -208,7 +210,8 @@ class TTS:
             own = self.encoder.encode(piece)
             ids = own.ids if said is None else self.encoder.encode(f"{said} {piece}").ids
             seed = derive_seed(line.seed, "sentence", index)
-            tasks.append(Task(number, piece, ids, len(own.ids), line.prompt, seed, tuple(own.unknown), begun))
+            unknown = own.unknown if index else (*own.unknown, *unsaid)
+            tasks.append(Task(number, piece, ids, len(own.ids), line.prompt, seed, unknown, begun))
         return tasks
 
     def _speak(self, tasks: list[Task], speaking: Speaking, progress: Callable[[int, int], None] | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from xcodec_lm.codec.runtime.run import RunOptions, read_metrics
 from xcodec_lm.codec.tokens import TokenSpec
-from xcodec_lm.configs.errors import ConfigError, XcodecLMError
+from xcodec_lm.configs.errors import ConfigError, UsageError, XcodecLMError
 from xcodec_lm.configs.lm import LMRunConfig
 from xcodec_lm.configs.run import OptimConfig
 from xcodec_lm.configs.tts import SpeechDataConfig, TTSTrainConfig
@@ -36,6 +36,8 @@ MODEL = ValleConfig(
 
 def encode(text):
     """bos, letters, eos; a space is a symbol, too."""
+    if text == "?":
+        raise UsageError("nothing to say")
     return [1, *(4 + " abcd".index(letter) for letter in text), 2]
 
 
@@ -213,12 +215,14 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
     extra = [
         ({"id": "mute", "split": "train"}, speak("ab", 0)),
         ({"id": "blank", "split": "train", "text": "  "}, speak("ab", 0)),
+        ({"id": "mark", "split": "train", "text": "?"}, speak("ab", 0)),
         ({"id": "long", "split": "train", "text": "ab" * 200}, speak("ab", 0)),
         ({"id": "slow", "split": "train", "text": "ab"}, np.zeros((RATE * 20, BOOKS), dtype=np.int64)),
     ]
     data = utterances(make_store(tmp_path / "tokens", 16, extra=extra), "ar")
     assert data.left_out == {
         "no text": ["mute", "blank"],
+        "nothing that can be said": ["mark"],
         "longer than model.block 128": ["long"],
         "outside 0.01 to 14 s": ["slow"],
     }
@@ -248,6 +252,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, store, stage):
 
 def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
     config = make_config(make_store(tmp_path / "tokens", 256), steps=300, join=0.7, hidden=0.3, no_text=0.1)
+    config = replace(config, model=replace(MODEL, text_pace=0))
     for stage in ("ar", "nar"):
         train_stage(config, options(tmp_path / stage), stage, encode, 16)
     ar = ValleAR.from_pretrained(find_model(tmp_path / "ar"))
@@ -269,6 +274,7 @@ def test_speaks_what_it_was_taught_in_the_voice_of_the_prompt(tmp_path):
             total += want[1:].size
     assert right >= 12 and books > 0.95 * total  # 16 texts; chance is next to nothing
     facts = read_model_config(find_model(tmp_path / "ar"), ValleAR.kind)
+    assert ar.config.text_pace == 3  # frames a letter
     assert facts["guidable"] and facts["codec"]["fingerprint"] == "c" * 64 and facts["pace"]["usual"] > 1
 
 

@@ -1,11 +1,19 @@
-"""What tests of reports share: reading a page back."""
+"""What tests of tasks share: reading a page back, untrained speech models."""
 
 import base64
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from xcodec_lm.codec import load_codec
+from xcodec_lm.configs.text import TextConfig
+from xcodec_lm.configs.valle import ValleConfig
+from xcodec_lm.lm.valle_ar import ValleAR
+from xcodec_lm.lm.valle_nar import ValleNAR
+from xcodec_lm.tasks.data.synth_text import DIGITS
 from xcodec_lm.tasks.report import Report, Section, render_html
+from xcodec_lm.tasks.tts.symbols import TextEncoder
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -43,6 +51,24 @@ class Page(HTMLParser):
     @property
     def text(self):
         return " ".join("".join(data for tag, data in self.texts if tag not in ("script", "style")).split())
+
+
+@pytest.fixture(scope="session")
+def speech_run(twin_folder):
+    """Writes a run folder of `tts train` with untrained models that know digits: `speech_run(folder, codec_folder)`."""
+
+    def write(folder, codec_folder=twin_folder):
+        sizes = ValleConfig(layers=1, heads=2, dim=16, mlp_dim=32, dropout=0.0, text_size=48, n_q=4, codebook_size=64)
+        spec = load_codec(codec_folder).spec
+        facts = {"codec": {"path": str(codec_folder), "fingerprint": spec.fingerprint, "spec": spec.to_dict()}}
+        torch.manual_seed(0)
+        pace = {"least": 0.5, "usual": 1.0, "most": 1.5}
+        ValleAR(sizes).save_pretrained(folder / "ar" / "model", {**facts, "pace": pace})
+        ValleNAR(sizes).save_pretrained(folder / "nar" / "model", facts)
+        TextEncoder.build(TextConfig(), [" ".join(DIGITS)]).save(folder / "text")
+        return folder
+
+    return write
 
 
 @pytest.fixture

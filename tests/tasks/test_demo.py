@@ -15,9 +15,10 @@ from xcodec_lm.tasks.demo import scores
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, speech_run):
     out = tmp_path_factory.mktemp("demo") / "demo"
-    assert main(["demo", "--quick", "--from-scratch", "--out", str(out)]) == 0
+    speech = speech_run(out.parent / "digits")
+    assert main(["demo", "--quick", "--from-scratch", "--out", str(out), "--speak", str(speech)]) == 0
     return out
 
 
@@ -58,6 +59,14 @@ def test_report_says_what_it_must(demo):
     assert "xcodec-lm codec train xcodec/quick" in page
 
 
+def test_the_page_of_speech_and_the_report_lead_to_each_other(demo):
+    pytest.importorskip("espeakng_loader")
+    speech = (demo / "speak.html").read_text()
+    assert '<a href="speak.html">Speech</a>' in (demo / "report.html").read_text()
+    assert '<a href="report.html">Music</a>' in speech and "digits on tiny-twin: AR+NAR" in speech
+    assert "No recogniser listened" in speech
+
+
 def test_figures_are_those_of_real_systems(demo):
     values = json.loads((demo / "scores.json").read_text())
     assert set(values["reconstruction"]) == {"n_q 1", "n_q 2", "n_q 4", "n_q 8"}
@@ -69,7 +78,8 @@ def test_figures_are_those_of_real_systems(demo):
 def test_second_call_repeats_nothing(demo, capsys):
     before = {name: read_metrics(demo / name) for name in ("codec", "music")}
     tokens = (demo / "tokens" / "shard-00000.bin").read_bytes()
-    assert main(["demo", "--quick", "--from-scratch", "--out", str(demo)]) == 0
+    speech = str(demo.parent / "digits")
+    assert main(["demo", "--quick", "--from-scratch", "--out", str(demo), "--speak", speech]) == 0
     assert {name: read_metrics(demo / name) for name in before} == before
     assert (demo / "tokens" / "shard-00000.bin").read_bytes() == tokens
     assert capsys.readouterr().out.strip() == f"report: {demo / 'report.html'}"

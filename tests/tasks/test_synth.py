@@ -38,10 +38,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
     first, again = synth(tmp_path / "1", **settings), synth(tmp_path / "2", **settings)
     assert first.made and again.made
     assert files(tmp_path / "1") == files(tmp_path / "2")
-    synth(tmp_path / "3", seed=1, **settings)
-    other = files(tmp_path / "3")
-    same = [name for name, content in files(tmp_path / "1").items() if other[name] == content]
-    assert not [name for name in same if name.suffix == ".flac"]
+    other = synth(tmp_path / "3", seed=1, **settings)
+    audio = [{content for name, content in files(tmp_path / k).items() if name.suffix == ".flac"} for k in "13"]
+    assert len(audio[0]) == len(audio[1]) == 14 and not audio[0] & audio[1]
+    for mine, theirs, part in zip(first.manifests, other.manifests, ("music", "sound"), strict=True):
+        names = [[clip.id for clip in read_manifest(path)] for path in (mine, theirs)]
+        assert names[0][0] == f"synth-{part}-000" and names[1][0] == f"synth-s1-{part}-000"
+        assert not set(names[0]) & set(names[1])  # so that both may be trained on together
 
 
 def test_a_clip_does_not_depend_on_how_many_others_there_are(tmp_path):

@@ -194,8 +194,20 @@ def test_bad_input_is_said_as_far_as_it_goes(encoder):
     known = set(range(encoder.size))
     assert set(mixed.ids) <= known and set(long.ids) <= known
     assert "removed: 😀" in mixed.losses()
-    if encoder.config.front_end == "characters":
-        assert UNKNOWN in mixed.ids and "п" in mixed.unknown
+    # what can be said is kept, and the rest is told in one line
+    assert mixed.ids == encoder.encode("hello £5").ids
+    assert mixed.losses().endswith("does not speak: Cyrillic (Привет), Han (你好) and Arabic (مرحبا)")
+
+
+def test_a_text_in_a_script_that_is_not_spoken_is_refused(encoder):
+    with pytest.raises(UsageError, match=r"script that this model does not speak: Cyrillic \(Привет мир\)"):
+        encoder.encode("Привет мир!")
+
+
+def test_characters_of_a_spoken_script_that_are_unknown_are_reported():
+    encoder = TextEncoder.build(TextConfig(), ["a sound"])
+    found = encoder.encode("sounds known")
+    assert found.unknown == ("k", "w") and UNKNOWN in found.ids and found.left_out == ()
 
 
 @given(text=st.text(max_size=20))

@@ -182,9 +182,13 @@ def test_nothing_to_say_is_refused(tts, text):
         tts.say(text)
 
 
-def test_any_text_is_spoken_and_what_is_unknown_is_reported(tts):
-    spoken = tts.say("one \N{GRINNING FACE} two Привет", speaking=Speaking(QUICK.sampling, "ar", retries=0))
-    assert any(sentence.unknown for sentence in spoken.sentences)
+def test_any_text_is_spoken_and_what_is_not_is_reported(tts, capsys):
+    speaking = Speaking(QUICK.sampling, "ar", retries=0)
+    spoken = tts.say("one \N{GRINNING FACE} two Привет, @x", speaking=speaking)
+    assert [sentence.text for sentence in spoken.sentences] == ["one two, at x"]
+    assert spoken.report()["sentences"][0]["unknown"] == ["Привет"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Cyrillic (Привет)" in line]
+    assert len(lines) == 1
 
 
 def test_without_a_nar_the_first_codebook_speaks_and_it_is_said(tmp_path, twin_folder, capsys):

@@ -12,7 +12,7 @@ from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.tasks.tts.evaluate import Judges, evaluate_tts, format_tts, untrained
 from xcodec_lm.tasks.tts.page import marked, write_page
-from xcodec_lm.tasks.tts.speech import Pace, Speaking
+from xcodec_lm.tasks.tts.speech import ENDINGS, Pace, Speaking
 from xcodec_lm.tasks.tts.voice import TTS
 
 TEXTS = ["one two three", "four five", "six seven eight nine"]
@@ -95,8 +95,22 @@ def test_systems_are_judged_beside_their_anchors(tts, listed, tmp_path):
     text = format_tts(data)
     assert "3 utterances of 3 speaker(s)" in text and "run: AR+NAR - run: resynthesis" in text
     page = write_page(data, listed, out).read_text()
-    assert page.count("<audio") >= 12 and "[-" in page and "one two three" in page
+    assert page.count("<audio") == 3 * 7 and "[-" in page and "one two three" in page
+    assert any(text in page for text in ENDINGS.values())
     assert (out / "run-ar-nar" / "u0.flac").is_file()
+
+
+def test_without_judges_speech_is_heard_and_nothing_is_marked(tts, listed, tmp_path):
+    out = tmp_path / "out"
+    data = evaluate_tts([("run", tts)], listed, Judges(), out, Speaking(retries=0), controls=False)
+    assert [row["wer"] for row in data["systems"]] == [{"value": None}] * 4 and data["differences"] == []
+    ended = [item["systems"]["run: AR+NAR"]["ended"] for item in data["items"]]
+    assert {kind: ended.count(kind) for kind in ("eos", "limit", "loop")} == data["systems"][-1]["ended"]
+    page = write_page(data, listed, out, tmp_path / "speak.html", {"Music": "report.html"}).read_text()
+    assert "No recogniser listened" in page and "recogniser errs" not in page and "(nothing)" not in page
+    assert ENDINGS[ended[0]] in page and '<a href="report.html">Music</a>' in page
+    assert page.count("<audio") == 3 * 5
+    assert "nobody listened" in format_tts(data)
 
 
 def test_a_deaf_recogniser_gives_no_verdict(tts, listed, capsys):

@@ -61,7 +61,7 @@ def test_the_spectrogram_is_that_of_transformers(padding, seconds):
     wav = noise(seconds)
     theirs = extractor(wav, sampling_rate=RATE, padding=padding, return_tensors="pt").input_features
     ours = log_mel(fill_window(torch.from_numpy(wav), RATE, padding)[None], extractor)
-    torch.testing.assert_close(ours, theirs.float(), atol=1e-3, rtol=0)  # of dB
+    torch.testing.assert_close(ours.float(), theirs.float(), atol=1e-3, rtol=0)  # of dB
 
 
 def test_embeddings_are_those_of_transformers(clap, folder):
@@ -99,6 +99,14 @@ def test_neither_neighbours_nor_calls_change_an_embedding(clap):
     texts = ["a dog", "rain on a roof " * 5, "дождь"]
     assert torch.equal(clap.embed_texts(texts), torch.cat([clap.embed_texts([text]) for text in texts]))
     assert clap.embed_audio([]).shape == clap.embed_texts([]).shape == (0, 24)
+
+
+def test_embeddings_can_train_what_they_condition(clap):
+    layer = torch.nn.Linear(24, 3)
+    for vectors in (clap.embed_texts(["a dog"]), clap.embed_audio([noise(0.2)])):
+        assert not vectors.requires_grad and vectors.device.type == "cpu" and vectors.dtype == torch.float32
+        layer(vectors).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
 
 
 def test_feature_fusion_draws_no_crops(clap):

@@ -43,7 +43,8 @@ with offline(roberta_tokenizer(folder), sizes):
     theirs = package.CLAP_Module(enable_fusion=False, device="cpu", amodel=tower)
 state = theirs.model.state_dict()
 for name, value in state.items():
-    if value.is_floating_point() and not name.startswith(("audio_branch.spectrogram", "audio_branch.logmel")):
+    made_of_sizes = name.startswith(("audio_branch.spectrogram", "audio_branch.logmel")) or "attn_mask" in name
+    if value.is_floating_point() and not made_of_sizes:
         value.add_(0.02 * torch.randn(value.shape))  # biases and norms begin as constants
 state["audio_branch.bn0.running_mean"].fill_(-30)
 state["audio_branch.bn0.running_var"].fill_(300)
@@ -55,14 +56,20 @@ wavs = [(0.3 * rng.uniform(-1, 1, round(48_000 * seconds))).astype(np.float32) f
 wavs[1] *= np.hanning(len(wavs[1])).astype(np.float32)
 texts = ["a dog barking", "rain on a roof " * 40, "дождь"]
 theirs.eval()
-plain = theirs.get_audio_embedding_from_data([torch.from_numpy(wav) for wav in wavs[:3]], use_tensor=True)
-print(json.dumps({
-    "audio": float((ours.embed_audio(wavs) - other.embed_audio(wavs)).abs().max()),
-    "plain": float((ours.embed_audio(wavs[:3]) - plain.detach()).abs().max()),
+heard = ours.embed_audio(wavs)
+found = {
+    "audio": float((heard - other.embed_audio(wavs)).abs().max()),
     "text": float((ours.embed_texts(texts) - other.embed_texts(texts)).abs().max()),
-    "apart": float((ours.embed_audio(wavs[:2])[0] - ours.embed_audio(wavs[:2])[1]).abs().max()),
-    "tensors": len(ours.model.state_dict()), "same": ours.fingerprint == other.fingerprint,
-}))
+    "apart": float((heard[0] - heard[1]).abs().max()),
+    "same": ours.fingerprint == other.fingerprint,
+}
+theirs.double(), ours.model.double()
+with torch.no_grad():
+    found["double"] = max(
+        float((ours.audio_vectors([wav]) - theirs.get_audio_embedding_from_data([wav], use_tensor=True)).abs().max())
+        for wav in (torch.from_numpy(wav).double() for wav in wavs[:3])
+    )
+print(json.dumps(found))
 """
 
 
@@ -100,5 +107,5 @@ def test_both_back_ends_give_the_same_embeddings(python, tmp_path, tower):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["audio"] < 2e-6 and found["plain"] < 2e-6 and found["text"] < 2e-6
-    assert found["apart"] > 1e-3 and found["same"]
+    assert found["same"] and found["apart"] > 1e-3
+    assert max(found["text"], found["audio"], found["double"]) < 2e-6, found

@@ -101,7 +101,7 @@ def write_page(data: Mapping[str, Any], manifests: Sequence[Path], out: Path) ->
     report = Report(
         "Text to sound",
         [
-            Section("Figures", [*_notes(data), _systems(data), *_differences(data)]),
+            Section("Figures", [*_notes(data), *_systems(data), *_differences(data)]),
             Section(
                 "Listening",
                 [
@@ -159,32 +159,35 @@ def _notes(data: Mapping[str, Any]) -> list[Note]:
     return notes
 
 
-def _systems(data: Mapping[str, Any]) -> Table:
-    rows = []
+def _systems(data: Mapping[str, Any]) -> list[Table]:
+    heard, distances = [], []
+    reason = "the others are compared with these"
     for row in data["systems"]:
-        silent = row["silent"] or None
-        cells = [
-            _measure(row.get("class"), 100),
-            _measure(row.get("class_chance"), 100),
-            _measure(row.get("clap")),
-            _measure(row.get("clap_margin")),
-            _measure(row["frechet"], reason="the others are compared with these"),
-            _measure(row["kid"], reason="the others are compared with these"),
-        ]
-        rows.append([row["system"], *cells, silent])
+        chance = row.get("class_chance")
+        heard.append([
+            row["system"], _measure(row.get("class"), 100), 100 * chance["value"] if chance else None,
+            _measure(row.get("clap")), _measure(row.get("clap_margin")), row["silent"] or None,
+        ])  # fmt: skip
+        distances.append([row["system"], _measure(row["frechet"], 1, reason), _measure(row["kid"], 1, reason)])
     judge = f"{data['judges']['clap']}'s audio side" if data["judges"]["features"] == "clap" else "the judge of classes"
-    return Table(
-        ["system", Column("class agreement in %", ".1f"), Column("if dealt out anew", ".1f"),
-         Column("CLAP score", ".3f"), Column("above other captions", ".3f"), Column("Fréchet distance", ".2f"),
-         Column("KID", ".3f"), Column("silent", "d")],
-        rows,
-        "Every system on the same captions, with 95 % intervals over recordings",
-        footnote=f"Class agreement: the class that a judge of {len(data['classes'])} classes hears is the caption's; "
-        "on the real recordings that is the judge's accuracy. Distances to the real recordings: embeddings of "
-        f"{judge}, in {data['dims']} dimensions fitted on training clips. Training recordings are of the same classes: "
-        "what a perfect model would give.",
-        references=tuple(index for index, row in enumerate(data["systems"]) if ": made" not in row["system"]),
-    )  # fmt: skip
+    others = tuple(index for index, row in enumerate(data["systems"]) if ": made" not in row["system"])
+    return [
+        Table(
+            ["system", Column("class agreement in %", ".1f"), Column("by chance", ".1f"), Column("CLAP score", ".3f"),
+             Column("above other captions", ".3f"), Column("silent", "d")],
+            heard, "What is heard of every system on the same captions, with 95 % intervals over recordings",
+            footnote=f"Class agreement: what a judge of {len(data['classes'])} classes hears is the caption's class; "
+            "on the real recordings that is the judge's accuracy. By chance: the same sounds dealt out anew. Training "
+            "recordings are of the same classes: what a perfect model would give.",
+            references=others,
+        ),
+        Table(
+            ["system", Column("Fréchet distance", ".2f"), Column("KID", ".3f")], distances,
+            "Distance of every system's sounds to the real recordings, with 95 % intervals over recordings",
+            footnote=f"Embeddings of {judge}, in {data['dims']} dimensions fitted on training clips.",
+            references=others,
+        ),
+    ]  # fmt: skip
 
 
 def _differences(data: Mapping[str, Any]) -> list[Table]:
@@ -196,7 +199,8 @@ def _differences(data: Mapping[str, Any]) -> list[Table]:
         if rows:
             unit = " in points" if measure == "class" else ""
             head = Column(f"a - b{unit}", ".1f" if measure == "class" else ".3f")
-            caption = f"{NAMES[measure]}, paired differences; {'lower' if lower else 'higher'} is better"
+            name = NAMES[measure][0].upper() + NAMES[measure][1:]
+            caption = f"{name}, paired differences; {'lower' if lower else 'higher'} is better"
             tables.append(Table(["a", "b", head, "a is"], rows, caption))
     return tables
 

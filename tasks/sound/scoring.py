@@ -159,7 +159,7 @@ def class_agreement(heard: Heard, classes: Sequence[str], known: Sequence[str]) 
     """(R,) 1 where the likeliest class is the row's, NaN where the judge does not know that class; and the classes
     that were heard. Silence is of no class."""
     assert heard.shares is not None
-    names = ["silence" if quiet else known[best]
+    names = ["silence" if quiet else known[int(best)]
              for quiet, best in zip(heard.silent, heard.shares.argmax(axis=1), strict=True)]  # fmt: skip
     right = [float(name == wanted) if wanted in known else np.nan for name, wanted in zip(names, classes, strict=True)]
     return np.array(right), [name for name, wanted in zip(names, classes, strict=True) if wanted in known]

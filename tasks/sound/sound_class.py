@@ -39,7 +39,7 @@ CHANNELS = (16, 32, 64)
 DIM = 64
 SHORTEST_S, CROP_S, LONGEST_S = 1.0, 2.5, 20.0
 """Shorter clips are repeated up to the first; training crops; what is heard of a clip at most."""
-BATCH, STEPS = 16, 300
+BATCH, STEPS = 24, 300
 LEARNING_RATE, WEIGHT_DECAY, SMOOTHING, DROPOUT = 3e-3, 0.05, 0.1, 0.4
 BANDS_MASKED, FRAMES_MASKED = 12, 25
 
@@ -160,7 +160,7 @@ def train_sound_class(clips: Sequence[Clip], seed: int = 0, steps: int | None = 
     Args:
         clips: of split train.
         seed: of weights and draws.
-        steps: of 16 clips each; None takes `STEPS`.
+        steps: of 24 clips each; None takes `STEPS`.
 
     Raises:
         XcodecLMError: fewer than two classes have enough recordings, or a recording cannot be read.

@@ -1,4 +1,5 @@
 """Runs of text to sound and of CLAP as folders for others, the vectors of training clips, the demo's page."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import json
 

@@ -1,4 +1,5 @@
 """`sound eval`: systems on the same captions, judges and when they may judge, rankings, the page, the command."""
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import json
 

@@ -86,4 +86,4 @@ def class_judge(sounds):
     from xcodec_lm.codec.clips import read_manifests
     from xcodec_lm.tasks.sound.sound_class import train_sound_class
 
-    return train_sound_class(read_manifests([sounds], "train"), steps=12)
+    return train_sound_class(read_manifests([sounds], "train"), steps=16)

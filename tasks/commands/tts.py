@@ -177,7 +177,7 @@ def tts_card(
                 f"{run} speaks the tokens of {named}, a folder that others do not have",
                 "tokenize with a shipped codec",
             )
-        kept = {name: value for name, value in facts.items() if name in ("codec", "steps", "pace")}
+        kept = {name: value for name, value in facts.items() if name in ("codec", "steps", "pace", "guidable")}
         kind.from_pretrained(folder).save_pretrained(out / stage, kept, half=True)
     TextEncoder.load(run / "text").save(out / "text")
     write_card((text.replace(f"# {run.resolve().name}\n", f"# {out.resolve().name}\n", 1), data), out)

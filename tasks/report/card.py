@@ -124,7 +124,7 @@ def tts_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dic
             continue
         folder = find_model(run / stage)
         facts, config = model_facts(folder, kind.kind), configs.load(run / stage, TTSTrainConfig)
-        if not lines[-1].startswith("Zero-shot"):
+        if not commands:
             spec = facts["codec"]["spec"]
             lines.append(f"Zero-shot speech over the tokens of {spec['name']} (fingerprint `{spec['fingerprint']}`).")
             stores = [TokenStore.open(place) for place in config.data.tokens]

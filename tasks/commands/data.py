@@ -32,6 +32,9 @@ def data_scan(
         "vctk",
         "commonvoice",
         "musdb18",
+        "audiocaps",
+        "wavcaps",
+        "captions",
         "kaldi",
         "jsonl",
         "datasets",
@@ -50,7 +53,8 @@ def data_scan(
     Args:
         source: a folder, searched with its subfolders; a JSON-lines file; or a Hugging Face dataset, NAME[:CONFIG].
         out: the manifest to write; default SOURCE/manifest.jsonl.
-        format: layout of the source; auto finds out and says which.
+        format: layout of the source; auto finds out and says which. captions is a folder of sounds with captions in
+            NAME.txt beside NAME.wav, which folder takes for texts that are spoken.
         dev: fraction for validation, where the source has no splits of its own: of speakers where several are known,
             so that none is in two splits, else of recordings.
         test: fraction for testing, likewise.
@@ -94,6 +98,7 @@ def data_scan(
             "splits": found.splits,
             "unreadable": found.unreadable,
             "left_out": found.left_out,
+            "missing": found.missing,
             "without_text": found.without_text,
         },
     )

@@ -64,7 +64,7 @@ def scan(
         raise XcodecLMError(f"{folder} is not a folder", "give the folder that holds the recordings")
     rows, audio, ignored, texts = [], [], set[Path](), set[Path]()
     unreadable: dict[str, str] = {}
-    for path in sorted(_walk(folder, unreadable)):
+    for path in sorted(walk(folder, unreadable)):
         suffix = path.suffix.lower()
         if path.name.startswith(".") or suffix not in READABLE | UNREADABLE:
             ignored.add(path)
@@ -125,7 +125,7 @@ def read_header(path: Path) -> Any:
     return info
 
 
-def _walk(folder: Path, unreadable: dict[str, str]) -> Iterator[Path]:
+def walk(folder: Path, unreadable: dict[str, str]) -> Iterator[Path]:
     """All files below `folder`, each folder once; those that cannot be opened go to `unreadable`."""
 
     def refuse(error: OSError) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class ScanResult:
         left_out: ids of recordings that were not wanted -> why; also in the file `left_out_list`.
         without_text: ids of rows without a text, where others have one.
         notes: what else the user should know.
+        missing: ids of recordings that the corpus lists and that are not there; also in the file `missing_list`.
     """
 
     manifest: Path
@@ -61,6 +62,7 @@ class ScanResult:
     left_out: dict[str, str] = field(default_factory=dict)
     without_text: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:
@@ -76,6 +78,11 @@ class ScanResult:
     def left_out_list(self) -> Path:
         """JSON lines with `id`, `audio`, `duration` and `why` of what was left out; no file where nothing was."""
         return beside(self.manifest, "left-out").with_suffix(".jsonl")
+
+    @property
+    def missing_list(self) -> Path:
+        """JSON lines of what is missing, as the corpus lists it; no file where nothing is."""
+        return beside(self.manifest, "missing").with_suffix(".jsonl")
 
 
 def finish(
@@ -116,6 +123,28 @@ def finish(
         listed = ({key: row[key] for key in ("id", "audio", "duration")} | {"why": why} for row, why in refused if why)
         write_manifest(listed, result.left_out_list)
     return result
+
+
+def list_missing(found: ScanResult, missing: Sequence[dict[str, Any]]) -> ScanResult:
+    """Writes the list of recordings that are not there, and notes how many they are.
+
+    Args:
+        found: of the recordings that are there.
+        missing: rows with `id`.
+
+    Raises:
+        XcodecLMError: the list cannot be written.
+    """
+    try:
+        found.missing_list.unlink(missing_ok=True)
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {found.missing_list}: {error.strerror}", "choose another --out") from None
+    if not missing:
+        return found
+    write_manifest(missing, found.missing_list)
+    total = len(missing) + len(found.rows) + len(found.unreadable) + len(found.left_out)
+    note = f"the audio of {len(missing)} of {total} recordings is not there; they are listed in {found.missing_list}"
+    return replace(found, missing=[row["id"] for row in missing], notes=[*found.notes, note])
 
 
 def has_text(row: dict[str, Any]) -> bool:

@@ -18,15 +18,18 @@ from xcodec_lm.codec.clips import relative_audio
 from xcodec_lm.codec.runtime.progress import track
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.data.scan import SplitBy, read_header, scan
-from xcodec_lm.tasks.data.scan_result import ScanResult, Wanted, beside, finish
+from xcodec_lm.tasks.data.scan_result import ScanResult, Wanted, beside, finish, list_missing
+from xcodec_lm.tasks.data.source_captions import find_audiocaps, find_wavcaps
 from xcodec_lm.tasks.data.source_items import Item
 from xcodec_lm.tasks.data.source_speech import Microphone, find_common_voice, find_ljspeech, find_vctk
 from xcodec_lm.tasks.data.splits import assign_splits, check_shares
 
 Format = Literal[
-    "auto", "folder", "librispeech", "libritts", "ljspeech", "vctk", "commonvoice", "musdb18", "kaldi", "jsonl",
-    "datasets",
+    "auto", "folder", "librispeech", "libritts", "ljspeech", "vctk", "commonvoice", "musdb18", "audiocaps", "wavcaps",
+    "captions", "kaldi", "jsonl", "datasets",
 ]  # fmt: skip
+MAY_LACK_AUDIO: tuple[Format, ...] = ("audiocaps", "wavcaps")
+"""Formats whose lists name recordings that everybody fetches alone: what is not there is counted and listed."""
 
 
 def scan_source(
@@ -73,8 +76,27 @@ def scan_source(
         raise UsageError(f"--keys does not fit the format {format}", "it is for jsonl and datasets")
     if format == "folder":
         return format, scan(source, out, dev=dev, test=test, split_by=split_by, wanted=wanted)
-    items = reader(format, out, keys or {}, microphone)(source)
-    return format, collect(items, source, out, dev, test, wanted)
+    items: Iterable[Item] = reader(format, out, keys or {}, microphone)(source)
+    missing: list[Item] = []
+    if format in MAY_LACK_AUDIO:
+        items, missing = _with_audio(list(items), source)
+    found = collect(items, source, out, dev, test, wanted)
+    return format, list_missing(found, [{"id": item.id, **item.keys} for item in missing])
+
+
+def _with_audio(items: list[Item], source: Path) -> tuple[list[Item], list[Item]]:
+    """Recordings whose file is there, and the others.
+
+    Raises:
+        XcodecLMError: none is there.
+    """
+    there = {item.id for item in items if item.audio.is_file()}
+    if not there:
+        raise XcodecLMError(
+            f"{source}: none of the {len(items)} recordings of its lists is there",
+            "put the audio into a folder below it, named as the lists name it",
+        )
+    return [item for item in items if item.id in there], [item for item in items if item.id not in there]
 
 
 def detect(source: Path) -> Format:
@@ -84,7 +106,7 @@ def detect(source: Path) -> Format:
         XcodecLMError: there is nothing.
     """
     if source.is_file():
-        return "jsonl"
+        return "audiocaps" if find_audiocaps(source) else "wavcaps" if find_wavcaps(source) else "jsonl"
     if not source.is_dir():
         raise XcodecLMError(
             f"{source} is no file and no folder",
@@ -96,6 +118,10 @@ def detect(source: Path) -> Format:
         return "datasets"
     if any(any(source.glob(f"{split}/{what}")) for split in ("train", "test") for what in ("*/mixture.wav", "*.mp4")):
         return "musdb18"
+    if find_audiocaps(source):
+        return "audiocaps"
+    if find_wavcaps(source):
+        return "wavcaps"
     if find_common_voice(source):
         return "commonvoice"
     if find_ljspeech(source):
@@ -119,7 +145,7 @@ def reader(
         keys: see `scan_source`.
         microphone: of VCTK.
     """
-    from xcodec_lm.tasks.data import source_corpora, source_datasets, source_lists, source_speech
+    from xcodec_lm.tasks.data import source_captions, source_corpora, source_datasets, source_lists, source_speech
 
     if format == "datasets":
         return lambda source: source_datasets.datasets_items(source, beside(out, "audio"), keys or {})
@@ -133,6 +159,9 @@ def reader(
         "ljspeech": source_speech.ljspeech_items,
         "commonvoice": source_speech.common_voice_items,
         "musdb18": source_corpora.musdb18_items,
+        "audiocaps": source_captions.audiocaps_items,
+        "wavcaps": source_captions.wavcaps_items,
+        "captions": source_captions.caption_folder_items,
         "kaldi": source_lists.kaldi_items,
     }[format]
 

@@ -1,6 +1,7 @@
 """`xcodec-lm demo`: every stage of the toolkit on a small corpus, each an ordinary run made by the ordinary functions.
 
     corpus/ codec/ (from scratch only) tokens/ music/ samples/ report.html  speech/ speak.html (with speech models)
+    sound/ sound.html (with a model of sounds)
 
 Steps are fixed, never stopped by the clock. A second call continues where the first stopped, and repeats nothing.
 """
@@ -26,6 +27,7 @@ from xcodec_lm.tasks.data.synth import synth
 from xcodec_lm.tasks.data.tokenize import tokenize
 from xcodec_lm.tasks.demo.page import write_page
 from xcodec_lm.tasks.demo.scores import score
+from xcodec_lm.tasks.demo.sound import write_sound_page
 from xcodec_lm.tasks.demo.speak import speak, speech_models
 from xcodec_lm.tasks.tts.evaluate import load_judges
 
@@ -121,6 +123,8 @@ def run_demo(
     with stages.next("continuing held-out prompts, scoring, writing the report"):
         scores = score(out, manifest, split, size.excerpts, PROMPT_S, CONTINUATION_S, seed)
         pages = {"Speech": spoken.name} if spoken else {}
+        heard = write_sound_page(out, seed, **({"seconds": 1.0, "samples": 1} if quick else {}))
+        pages |= {"Text to sound": heard.name} if heard else {}
         return write_page(out, scores, origin, commands, from_scratch, pages), spoken
 
 

@@ -53,15 +53,15 @@ def codec_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
         "",
         "## Training",
         "",
-        f"    {_command(run)}",
+        f"    {command_of(run)}",
         "",
         f"{config.optim.steps} steps of {config.data.batch_s:g} s of audio, seed {config.run.seed}. Losses at the end: "
         + ", ".join(f"{key} {value:.3g}" for key, value in losses.items() if key in ("mel", "stft", "semantic"))
         + ".",
         "",
-        *_data_lines(data),
+        *data_lines(data),
     ]
-    return _finish(lines, evaluation, notes), {"command": _command(run), "data": data}
+    return finish(lines, evaluation, notes), {"command": command_of(run), "data": data}
 
 
 def music_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dict[str, Any]]:
@@ -93,14 +93,14 @@ def music_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, d
         "",
         "## Training",
         "",
-        f"    {_command(run)}",
+        f"    {command_of(run)}",
         "",
         f"{config.optim.steps} steps of {config.data.batch_codes} codes, seed {config.run.seed}; training loss at the "
         f"end {losses.get('bits', float('nan')):.2f} bits a code.",
         "",
-        *_data_lines(data),
+        *data_lines(data),
     ]
-    return _finish(lines, evaluation, notes), {"command": _command(run), "data": data}
+    return finish(lines, evaluation, notes), {"command": command_of(run), "data": data}
 
 
 def tts_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dict[str, Any]]:
@@ -131,7 +131,7 @@ def tts_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dic
             data = [describe_rows(at.folder.name, [at.rows[i] for i in at.split("train")]) for at in stores]
         losses = next((row for row in reversed(read_metrics(run / stage)) if "loss" in row), {})
         model = kind.from_pretrained(folder)
-        commands[stage] = _command(run / stage)
+        commands[stage] = command_of(run / stage)
         lines += [
             "", f"## {stage.upper()}", "",
             f"{model.config.layers} layers of {model.config.dim}, {model.parameter_count() / 1e6:.2f} M parameters.",
@@ -140,11 +140,12 @@ def tts_card(run: Path, evaluation: str = "", notes: str = "") -> tuple[str, dic
             f"{config.optim.steps} steps of {config.data.batch_codes} positions, seed {config.run.seed}; training loss "
             f"at the end {losses.get('bits', float('nan')):.2f} bits a code.",
         ]  # fmt: skip
-    lines += ["", *_data_lines(data)]
-    return _finish(lines, evaluation, notes), {"commands": commands, "data": data}
+    lines += ["", *data_lines(data)]
+    return finish(lines, evaluation, notes), {"commands": commands, "data": data}
 
 
-def _data_lines(data: list[dict[str, Any]]) -> list[str]:
+def data_lines(data: list[dict[str, Any]]) -> list[str]:
+    """The section about the data of a card, from `tasks.data.provenance`."""
     licences = sum((Counter(entry["licences"]) for entry in data), Counter())
     return [
         "## Data",
@@ -161,7 +162,8 @@ def _data_lines(data: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _finish(lines: list[str], evaluation: str, notes: str) -> str:
+def finish(lines: list[str], evaluation: str, notes: str) -> str:
+    """The lines of a card with what was measured and what is to be said of limits."""
     if evaluation:
         lines += ["", "## Measured on recordings that no part was trained on", "", "```", evaluation.rstrip(), "```"]
     if notes:
@@ -184,10 +186,11 @@ def write_card(card: tuple[str, dict[str, Any]], folder: Path) -> None:
         raise XcodecLMError(f"cannot write {folder}: {error.strerror}", "choose another folder with -o") from None
 
 
-def _command(run: Path) -> str:
+def command_of(run: Path) -> str:
     """The run's command without the places where its author kept things."""
     words = (run / "command.txt").read_text(encoding="utf-8").split()
-    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in words)
+    parts = [word.partition("=") for word in words]
+    return " ".join("".join(Path(part).name if Path(part).is_absolute() else part for part in word) for word in parts)
 
 
 def _teacher(config: CodecTrainConfig) -> str:

@@ -96,7 +96,7 @@ def clap_conditions(
     for index, row in enumerate(store.rows):
         names.append(str(row.get("id", index)))
         texts.append([found_texts.setdefault(text, len(found_texts)) for text in captions_of(row)])
-        path = _audio_of(store, index, row)
+        path = audio_of(store, index, row)
         files.append([found_files.setdefault(path, len(found_files))] if share < 1 and path is not None else [])
     if share and not found_texts:
         raise XcodecLMError(
@@ -117,7 +117,7 @@ def clap_conditions(
     return Found(conditions, len(found_texts), without, without_audio)
 
 
-def _audio_of(store: TokenStore | JoinedStore, index: int, row: dict[str, Any]) -> Path | None:
+def audio_of(store: TokenStore | JoinedStore, index: int, row: dict[str, Any]) -> Path | None:
     """The file of a recording: `audio` is relative to its store."""
     audio = row.get("audio")
     if not isinstance(audio, str) or not audio:

@@ -148,7 +148,7 @@ class SoundModel:
         self,
         conditions: Sequence[str] | Tensor,
         seconds: float,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         guidance: float | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         samples: int = 1,
@@ -161,7 +161,8 @@ class SoundModel:
             conditions: N captions, or what `embed_captions` and `embed_file` give.
             seconds: length of each, above 0; rounded to whole frames. Beyond the model's block the last half of it is
                 kept and read again behind the condition.
-            seed: the first sound of each condition uses it itself, the others seeds derived from it and their number.
+            seed: the first sound of each condition uses it itself, the others seeds derived from it and their number;
+                or N seeds, one for each condition.
             guidance: how much further to go from what the model makes of no condition: 1 is none, 0 ignores the
                 condition; None takes `default_guidance`.
             sampling: how codes are drawn; its `cfg_scale` is replaced by `guidance`.
@@ -183,12 +184,15 @@ class SoundModel:
         with torch.inference_mode():
             fronts = self.model.prefix_of(values)  # (N, P, D)
             negative = self.model.null_prefix() if guided else None
+        seeds = [seed] * len(fronts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(fronts):
+            raise UsageError(f"{len(seeds)} seeds for {len(fronts)} conditions", "give one seed, or one for each")
         requests = [
             Request(
-                frames, None, sampling, seed if number == 0 else derive_seed(seed, "sample", number),
+                frames, None, sampling, own if number == 0 else derive_seed(own, "sample", number),
                 may_end, prefix=front, negative=negative,
             )
-            for front in fronts
+            for front, own in zip(fronts, seeds, strict=True)
             for number in range(samples)
         ]  # fmt: skip
         lanes = min(MOST_LANES, len(requests) * (1 + guided))
@@ -198,11 +202,11 @@ class SoundModel:
                 raise one.error
         spec = self.codec.spec.take(len(self.layout.books))
         tokens = [stack_codes([one.codes], spec) for one in made]
-        wavs = [self._decode(one) for one in tokens]
+        wavs = [self.decode(one) for one in tokens]
         whose = [index for index in range(len(fronts)) for _ in range(samples)]
         return Sounds(tokens, wavs, self.codec.spec.output_sample_rate, whose, [one.refills for one in made])
 
-    def _decode(self, tokens: AudioTokens) -> Tensor:
+    def decode(self, tokens: AudioTokens) -> Tensor:
         """(1, N) audio; each sound by itself, so that it does not depend on the others."""
         if not tokens.codes.shape[2]:
             return torch.zeros(1, 0)

@@ -103,7 +103,8 @@ def tts_say(
 def tts_eval(
     manifest: Positional[Path], /, runs: tuple[str, ...], judges: Path, out: OutOption = None,
     codecs: tuple[str, ...] = (), best_of: int = 1, temperature: float = 1.0, top_p: float = 0.95, ras_window: int = 10,
-    cfg: float = 1.0, most: int | None = None, controls: bool = True, seed: int = 0, device: Device = "auto",
+    cfg: float = 1.0, voices: Path | None = None, most: int | None = None, controls: bool = True, seed: int = 0,
+    device: Device = "auto",
 ) -> Result:  # fmt: skip
     """Measures zero-shot speech: word errors and likeness of the voice, beside real recordings, the codec and chance.
 
@@ -118,6 +119,8 @@ def tts_eval(
         top_p: of the first codebook.
         ras_window: of repetition-aware sampling; 0 is off.
         cfg: guidance away from speech without a text; 1 is off.
+        voices: manifest of recordings with `speaker` and `source`: other speakers that likeness is compared with, where
+            the list itself has few of a source.
         most: take the first so many rows alone.
         controls: also shuffled texts and untrained models.
         seed: of draws and intervals.
@@ -139,7 +142,7 @@ def tts_eval(
         (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
     ]
     speaking = Speaking(Sampling(temperature, top_p=top_p, ras_window=ras_window, cfg_scale=cfg), best_of=best_of)
-    data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls)
+    data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls, voices)
     if out is not None:
         write_items(data, out / "items.jsonl")
         (out / "result.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from xcodec_lm.codec.audio import load_audio, resample, save_audio
+from xcodec_lm.codec.clips import Clip, read_manifest
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.codec.tokens import AudioTokenizer
 from xcodec_lm.configs.errors import UsageError
@@ -31,6 +33,7 @@ from xcodec_lm.tasks.eval.speaker import (
     compare_with_prompts,
     load_speaker_embedder,
 )
+from xcodec_lm.tasks.eval.train_evaluators import thin
 from xcodec_lm.tasks.eval.transcribers import Transcriber, load_transcriber
 from xcodec_lm.tasks.eval.wer import Counts, Pair, difference_estimate, rate_estimate, word_counts
 from xcodec_lm.tasks.tts.batch import make_line, read_lines
@@ -42,6 +45,8 @@ RATE = 16_000
 MOST_WER = 0.10
 """A recogniser that errs more on real recordings gives no verdict."""
 TRUTH = "ground truth"
+VOICES_EACH, LONGEST_VOICE_S = 10, 6.0
+"""Of each other speaker that likeness is compared with."""
 
 
 @dataclass
@@ -95,6 +100,7 @@ def load_judges(folder: Path | None, device: str | torch.device = "cpu") -> Judg
 def evaluate_tts(
     runs: Sequence[tuple[str, TTS]], manifest: Path, judges: Judges, out: Path | None = None,
     speaking: Speaking = Speaking(), seed: int = 0, most: int | None = None, controls: bool = True,  # noqa: B008
+    voices: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Lets runs speak a list, and measures what they say.
 
@@ -108,6 +114,7 @@ def evaluate_tts(
         seed: of draws and intervals.
         most: take the first so many rows alone.
         controls: also the same models with shuffled texts, and untrained ones.
+        voices: manifest of recordings with `speaker` and `source`; likeness is compared with these as well.
 
     Returns:
         Plain values: `systems`, `differences`, `rows`, `judges`; `format_tts` makes a table of them.
@@ -124,7 +131,8 @@ def evaluate_tts(
         say(f"{manifest} has rows without a recording of their text: nothing to compare with but the controls")
     real = [load_audio(manifest.parent / row["audio"], RATE).wav[0].numpy() for row in rows] if spoken else []
     prompts = [_prompt_voice(row, manifest.parent) for row in rows]
-    listen = _Listener(rows, prompts, judges, out, seed)
+    others = [] if voices is None or judges.embedder is None else other_voices(voices, prompts)
+    listen = _Listener(rows, prompts, judges, out, seed, others)
     systems = [listen(TRUTH, real, [])] if spoken else []
     jobs = sum(spoken + 1 + (tts.nar is not None) + 2 * controls for _, tts in runs)
     with Progress("tts eval", jobs) as shown:
@@ -170,8 +178,12 @@ def untrained(tts: TTS, seed: int = 0) -> TTS:
 class _Listener:
     """Judges what a system made."""
 
-    def __init__(self, rows: list[dict[str, Any]], prompts: list[Voice], judges: Judges, out: Path | None, seed: int):
+    def __init__(
+        self, rows: list[dict[str, Any]], prompts: list[Voice], judges: Judges, out: Path | None, seed: int,
+        others: list[Voice],
+    ):  # fmt: skip
         self.rows, self.prompts, self.judges, self.out, self.seed = rows, prompts, judges, out, seed
+        self.others = others
 
     def __call__(self, name: str, wavs: list[np.ndarray], endings: list[Ending]) -> System:
         wavs = [np.clip(wav, -1, 1) for wav in wavs]  # as a file would hold it
@@ -179,7 +191,7 @@ class _Listener:
         counts = word_counts(_pairs(self.rows, heard)) if heard else []
         likeness = None
         if self.judges.embedder is not None:
-            likeness = compare_with_prompts(self.judges.embedder, wavs, self.prompts, seed=self.seed)
+            likeness = compare_with_prompts(self.judges.embedder, wavs, self.prompts, self.others, self.seed)
         if self.out is not None:
             folder = self.out / system_folder(name)
             folder.mkdir(parents=True, exist_ok=True)
@@ -209,6 +221,29 @@ def _prompt_voice(row: dict[str, Any], folder: Path) -> Voice:
     wav = load_audio(path, RATE, duration_s=seconds).wav[0].numpy()
     name = str(row.get("prompt_id") or row["id"])
     return Voice(wav, str(row.get("speaker") or name), str(row.get("source") or ""), name)
+
+
+def other_voices(manifest: Path, prompts: Sequence[Voice]) -> list[Voice]:
+    """Recordings of speakers that no prompt has, of the prompts' sources, at most `VOICES_EACH` of each.
+
+    Raises:
+        UsageError: there are none.
+    """
+    sources, known = {voice.source for voice in prompts}, {voice.speaker for voice in prompts}
+    by_speaker: dict[str, list[Clip]] = defaultdict(list)
+    for clip in read_manifest(manifest):
+        speaker = str(clip.row.get("speaker") or "")
+        if speaker and speaker not in known and str(clip.row.get("source") or "") in sources:
+            by_speaker[speaker].append(clip)
+    if not by_speaker:
+        raise UsageError(
+            f"{manifest} has no other speaker of {', '.join(sorted(sources))}", "give recordings of the same `source`"
+        )
+    return [
+        Voice(load_audio(clip.path, RATE, duration_s=LONGEST_VOICE_S).wav[0].numpy(), speaker,
+              str(clip.row.get("source") or ""), f"{manifest}:{clip.id}")
+        for speaker, clips in by_speaker.items() for clip in thin(clips, VOICES_EACH)
+    ]  # fmt: skip
 
 
 def _resynthesis(codec: AudioTokenizer, wav: np.ndarray) -> np.ndarray:

@@ -155,3 +155,24 @@ def test_texts_that_nobody_has_spoken_are_judged_without_a_verdict(tts, listed, 
         "run: untrained",
     ]
     assert not data["trusted"]
+
+
+def test_likeness_is_compared_with_other_voices_of_the_source(tts, listed, tmp_path, write_wav):
+    rows = [{**json.loads(line), "speaker": "s0"} for line in listed.read_text().splitlines()]
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_wav("o0.wav", seconds=1, kind="sine")
+    write_wav("o1.wav", seconds=1, kind="sine")
+    voices = tmp_path / "voices.jsonl"
+
+    def others(*made):
+        voices.write_text("".join(json.dumps({"duration": 1.0, **row}) + "\n" for row in made))
+        judged = evaluate_tts([("R", tts)], listed, Judges(embedder=ByLevel()), controls=False, voices=voices)
+        return judged["systems"][0]["similarity"]
+
+    alone = evaluate_tts([("R", tts)], listed, Judges(embedder=ByLevel()), controls=False)
+    assert alone["systems"][0]["similarity"]["others"]["value"] is None
+    found = others({"id": "a", "audio": "o0.wav", "speaker": "s1", "source": "x"},
+                   {"id": "b", "audio": "o1.wav", "speaker": "s2", "source": "y"})  # fmt: skip
+    assert found["others"]["value"] is not None and found["own"] == alone["systems"][0]["similarity"]["own"]
+    with pytest.raises(UsageError, match="no other speaker of x"):
+        others({"id": "b", "audio": "o1.wav", "speaker": "s0", "source": "x"})

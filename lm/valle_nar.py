@@ -26,6 +26,8 @@ from xcodec_lm.lm.valle_model import ValleModel
 
 POSITIONS_AT_ONCE = 16_384
 """Positions, padding included, that `refine` takes through the network together."""
+EXPECTING = 0.7
+"""Temperature of the expectation. A small model is less sure than it should be: measured, 0.7 comes nearer than 1."""
 
 
 class ValleNAR(ValleModel):
@@ -149,6 +151,7 @@ def refine(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     n_q: int | None = None,
+    vectors: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Adds all other codebooks to speech of which the first is known; each utterance gets what it would get alone.
 
@@ -162,6 +165,9 @@ def refine(
         seed: one for all utterances, of which the first uses it itself and the others seeds derived from it, or one for
             each. The seed that the AR model drew with may be used again: the draws are others.
         n_q: codebooks to end with; None gives all.
+        vectors: (K, V) what the codec's codes of each codebook but the first stand for. With them, and without
+            `sampling`, a code is the one nearest to the mean vector that the model expects: of all codes it has the
+            least expected squared error. Where a model is unsure, the likeliest code is far from most that it may be.
 
     Returns:
         (n_q, P + T) int64 codes of each utterance on the CPU, the prompt in front.
@@ -183,6 +189,9 @@ def refine(
         )
     if not 1 <= n_q <= model.config.n_q:
         raise UsageError(f"n_q must lie in 1..{model.config.n_q}, the codebooks of the model, got {n_q}")
+    if vectors is not None and sampling is None and len(vectors) < n_q - 1:
+        raise UsageError(f"{n_q} codebooks need vectors of {n_q - 1}, got {len(vectors)}")
+    nearest = None if sampling is not None or vectors is None else [part.to(model.device).float() for part in vectors]
     sampling = Sampling(temperature=0) if sampling is None else sampling
     if sampling.history or sampling.cfg_scale != 1:
         raise UsageError(
@@ -194,7 +203,7 @@ def refine(
         for text, prompt, first, own in zip(texts, prompts, firsts, seeds, strict=True)
     ]
     for group in _groups(utterances):
-        _refine_group(model, group, sampling, n_q)
+        _refine_group(model, group, sampling, n_q, nearest)
     return [one.codes[:n_q].clone() for one in utterances]
 
 
@@ -245,7 +254,20 @@ def _groups(utterances: list[_Utterance]) -> Iterator[list[_Utterance]]:
         yield group
 
 
-def _refine_group(model: ValleNAR, group: list[_Utterance], sampling: Sampling, n_q: int) -> None:
+def nearest_to_expected(logits: Tensor, vectors: Tensor) -> Tensor:
+    """The codes (F,) whose vectors are nearest to the mean vectors that logits (F, K) expect.
+
+    Args:
+        logits: of K codes.
+        vectors: (K, V) of the codes.
+    """
+    expected = (logits.float() / EXPECTING).softmax(-1) @ vectors  # (F, V)
+    return torch.cdist(expected, vectors).argmin(-1)
+
+
+def _refine_group(
+    model: ValleNAR, group: list[_Utterance], sampling: Sampling, n_q: int, nearest: Sequence[Tensor] | None
+) -> None:
     """Fills the codes of some utterances, codebook after codebook."""
     device = model.device
     length = max(map(len, group))
@@ -266,6 +288,9 @@ def _refine_group(model: ValleNAR, group: list[_Utterance], sampling: Sampling, 
         stage = torch.full((1, 1), book, device=device)
         hidden = model.hidden_rows(ids, codes, text, places, mask, stage, given)[wanted]  # (frames to predict, D)
         logits = model.logits(hidden, stage[0].expand(len(hidden)))
+        if nearest is not None:
+            codes[wanted, book] = nearest_to_expected(logits, nearest[book - 1])
+            continue
         settings, noise = sampling.for_book(book), None
         if settings.temperature > 0:
             size = model.config.codebook_size

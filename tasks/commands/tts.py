@@ -26,7 +26,7 @@ def tts_say(
     prompt_text: str | None = None, manifest: Path | None = None,
     best_of: Annotated[int, arg(aliases=("-n",))] = 1, stream: bool = False, seed: int = 0, codec: str | None = None,
     codec_stage: Literal["nar", "ar"] = "nar", temperature: float = 1.0, top_k: int = 0, top_p: float = 0.95,
-    ras_window: int = 10, cfg: float = 1.0, nar_temperature: float = 0.0, retries: int = 2,
+    ras_window: int = 10, cfg: float = 1.0, nar_temperature: float | None = None, retries: int = 2,
     recogniser: str | None = None, device: Device = "auto",
 ) -> Result | int:  # fmt: skip
     """Speaks a text in the voice of a recording.
@@ -52,7 +52,8 @@ def tts_say(
         top_p: draw from the likeliest codes that hold this much probability.
         ras_window: repetition-aware sampling looks at so many codes before; 0 is off.
         cfg: guidance away from speech without a text; above 1 the text counts more, and decoding takes twice as long.
-        nar_temperature: of the other codebooks; 0 takes the likeliest codes.
+        nar_temperature: of the other codebooks; 0 takes the likeliest codes. By default none are drawn: those nearest
+            to the mean of what the NAR expects are taken.
         retries: further drafts where speech did not end by itself.
         recogniser: transcribes prompts: a folder of `eval train-evaluators`, or a CTC or Whisper model's.
         device: where to compute.
@@ -65,7 +66,7 @@ def tts_say(
         raise UsageError("tts say needs --text or --manifest, one of them")
     speaking = Speaking(
         Sampling(temperature, top_k, top_p, ras_window=ras_window, cfg_scale=cfg), codec_stage,
-        Sampling(nar_temperature) if nar_temperature else None, best_of, retries,
+        None if nar_temperature is None else Sampling(nar_temperature), best_of, retries,
     )  # fmt: skip
     where = device_of(device)
     tts = load_tts(run, codec, where)

@@ -25,7 +25,8 @@ class Speaking:
     Attributes:
         sampling: of the first codebook.
         codec_stage: `nar` speaks all codebooks, `ar` the first alone, as the paper's AR columns.
-        nar_sampling: of the others; None takes the likeliest code.
+        nar_sampling: of the others; None takes the codes nearest to what the NAR expects, or, where a codec does not
+            show what its codes stand for, the likeliest ones.
         best_of: drafts of each sentence; the likeliest for its length, of those that end by themselves, is kept.
         retries: further drafts, with repetition-aware sampling, where none ended by itself.
         most_units: symbols of text that are spoken at once; longer texts are split.

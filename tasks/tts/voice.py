@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ class TTS:
     def n_q(self) -> int:
         """Codebooks that are spoken."""
         return len(self.layout.books) if self.nar is None else self.nar.config.n_q
+
+    @cached_property
+    def code_vectors(self) -> list[Tensor] | None:
+        """(K, V) what the codes of each codebook but the first add to what the codec decodes, but for a constant; None
+        where the codec does not show it."""
+        spec, codec = self.codec.spec, self.codec
+        if self.nar is None or "post_vq" not in getattr(codec, "features", ()):
+            return None
+        found = []
+        for book in range(1, self.nar.config.n_q):
+            codes = torch.zeros(book + 1, spec.codebook_sizes[book], dtype=torch.int64)
+            codes[book] = torch.arange(codes.shape[1])  # the others stay the same, and residual codes add up
+            tokens = stack_codes([codes], spec.take(book + 1)).to(getattr(codec, "device", "cpu"))
+            with torch.inference_mode():
+                found.append(codec.extract(tokens, "post_vq", book + 1).values[0].T.float())
+        return found
 
     # ------------------------------------------------------------------ prompts
 
@@ -230,7 +247,7 @@ class TTS:
         with torch.inference_mode():
             refined = refine(
                 self.nar, [torch.tensor(list(task.ids)) for task in tasks], prompts, firsts, speaking.nar_sampling,
-                [task.seed for task in tasks],
+                [task.seed for task in tasks], vectors=self.code_vectors,
             )  # fmt: skip
         for prompt, sentence, codes in zip(prompts, sentences, refined, strict=True):
             sentence.codes = codes[:, prompt.shape[1] :]

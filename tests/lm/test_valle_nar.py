@@ -15,7 +15,7 @@ from xcodec_lm.lm import valle_nar
 from xcodec_lm.lm.precision import in_precision
 from xcodec_lm.lm.sampling import Sampling, draw, row_noise
 from xcodec_lm.lm.valle_blocks import full_mask
-from xcodec_lm.lm.valle_nar import ValleNAR, refine
+from xcodec_lm.lm.valle_nar import EXPECTING, ValleNAR, nearest_to_expected, refine
 
 N_Q, SIZE, DIM = 4, 16, 32
 ties = pytest.mark.parametrize("tie", ["natural", "repo", "none"])
@@ -184,6 +184,31 @@ def test_a_ragged_batch_gives_what_each_gives_alone(sampling, positions, monkeyp
     assert torch.equal(derived[0], made[0])
 
 
+def test_the_code_nearest_to_what_is_expected_is_taken():
+    generator = torch.Generator().manual_seed(2)
+    line = torch.arange(SIZE, dtype=torch.float32)[:, None]  # codes stand on a line
+    sure = torch.full((1, SIZE), -30.0).index_fill(1, torch.tensor([5]), 30.0)
+    torn = torch.full((1, SIZE), -30.0).index_fill(1, torch.tensor([3, 11]), 9.0)
+    assert nearest_to_expected(torch.cat([sure, torn]), line).tolist() == [5, 7]
+    vectors = [torch.randn(SIZE, 6, generator=generator) for _ in range(N_Q - 1)]
+    model, texts, prompts = make(), [text_of(5), text_of(8, 1)], [codes_of(3), None]
+    firsts = [torch.cat([prompts[0][0], codes_of(6, 8)[0]]), codes_of(15, 9)[0]]
+    made = refine(model, texts, prompts, firsts, vectors=vectors)
+    for index in range(2):
+        (alone,) = refine(model, [texts[index]], [prompts[index]], [firsts[index]], vectors=vectors)
+        assert torch.equal(made[index], alone)
+    likeliest = refine(model, texts, prompts, firsts)
+    assert any(not torch.equal(one, other) for one, other in zip(made, likeliest, strict=True))
+    drawn = Sampling(temperature=0)  # sampling goes before vectors
+    assert torch.equal(refine(model, texts, prompts, firsts, drawn, vectors=vectors)[1], likeliest[1])
+    # Least expected squared error: checked for the first codebook that is added, over all codes.
+    frames = slice(0, 15)
+    logits = slow(model, texts[1], likeliest[1], 0, 1)[frames]
+    shares = (logits / EXPECTING).softmax(-1)
+    errors = shares @ torch.cdist(vectors[0], vectors[0]).square()  # (T, K) of each choice
+    assert torch.equal(made[1][1], errors.argmin(-1))
+
+
 @ties
 def test_learns_and_every_weight_has_a_gradient(tie):
     torch.manual_seed(0)
@@ -245,6 +270,7 @@ def test_says_what_does_not_fit():
         (UsageError, "1 texts need as many", {"prompts": []}),
         (UsageError, "1, 1 and 2", {"seed": [1, 2]}),
         (UsageError, "n_q must lie in 1..4", {"n_q": 5}),
+        (UsageError, "4 codebooks need vectors of 3, got 2", {"vectors": [torch.zeros(SIZE, 2)] * 2}),
         (UsageError, "all frames at once", {"sampling": Sampling(ras_window=10)}),
         (UsageError, "all frames at once", {"sampling": Sampling(cfg_scale=2)}),
         (TokenError, "with the 4 codebooks of the model, got .2, 3.", {"prompts": [codes[:2, :3]]}),

@@ -9,7 +9,7 @@ import soundfile as sf
 import torch
 
 from xcodec_lm.codec import load_codec
-from xcodec_lm.codec.tokens import TokenSpec
+from xcodec_lm.codec.tokens import TokenSpec, stack_codes
 from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
 from xcodec_lm.configs.text import TextConfig
 from xcodec_lm.configs.valle import ValleConfig
@@ -21,7 +21,7 @@ from xcodec_lm.tasks.tts.drafts import find_loop, least_frames, most_frames
 from xcodec_lm.tasks.tts.speech import Line, Speaking
 from xcodec_lm.tasks.tts.symbols import TextEncoder
 from xcodec_lm.tasks.tts.texts import text_encoder
-from xcodec_lm.tasks.tts.voice import load_tts
+from xcodec_lm.tasks.tts.voice import TTS, load_tts
 
 TINY = ValleConfig(layers=1, heads=2, dim=16, mlp_dim=32, dropout=0.0, text_size=48, n_q=4, codebook_size=64, block=400)
 PACE = {"least": 0.5, "usual": 1.0, "most": 1.5}
@@ -195,6 +195,28 @@ def test_without_a_nar_the_first_codebook_speaks_and_it_is_said(tmp_path, twin_f
     tts = load_tts(make_run(tmp_path / "run", twin_folder, nar=False))
     assert "the first codebook is spoken alone" in capsys.readouterr().err
     assert tts.say("two", speaking=QUICK).sentences[0].codes.shape[0] == 1
+
+
+def test_codes_stand_for_what_the_codec_adds_up(tts):
+    codes = torch.randint(64, (4, 5), generator=torch.Generator().manual_seed(3))
+    first = codes[:1].repeat(4, 1)
+    first[1:] = 0
+    whole, base = (tts.codec.extract(stack_codes([part], tts.codec.spec.take(4)), "post_vq", 4).values[0]
+                   for part in (codes, first))  # fmt: skip
+    added = sum(vectors[row] - vectors[0] for vectors, row in zip(tts.code_vectors, codes[1:], strict=True))
+    assert torch.allclose((whole - base).T, added, atol=1e-5)
+    hidden = load_tts_without_features(tts)
+    assert hidden.code_vectors is None and hidden.say("two", speaking=QUICK).sentences[0].codes.shape[0] == 4
+
+
+def load_tts_without_features(tts):
+    """The same models on a codec that shows nothing but audio."""
+
+    class Plain:
+        def __init__(self, codec):
+            self.spec, self.decode, self.encode = codec.spec, codec.decode, codec.encode
+
+    return TTS(tts.ar, tts.nar, tts.layout, tts.encoder, Plain(tts.codec), tts.pace)
 
 
 def test_another_codec_is_refused(run, other_folder):

@@ -16,13 +16,12 @@ from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.run import OptimConfig
+from xcodec_lm.lm.muon import Muon
 
-MUON_MOMENTUM = 0.95
-"""https://kellerjordan.github.io/posts/muon/"""
 _HEAD = re.compile(r"(^|[._])heads?(\.|$)")
 
 
@@ -79,19 +78,10 @@ class MuonAdamW(Optimizer):
 
     Raises:
         ConfigError: a parameter is a shard.
-
-    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the scale is that of Liu et al. 2025,
-        "Muon is scalable for LLM training", section 2.2, arXiv 2502.16982.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], adamw: AdamW, lr: float, weight_decay: float):
-        muon = Muon(
-            [{"params": list(matrices)}],
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=MUON_MOMENTUM,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(matrices, lr, weight_decay)
         self._parts = (muon, adamw)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         _refuse_shards(self, "muon")

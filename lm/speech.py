@@ -25,8 +25,8 @@ from xcodec_lm.lm.shards import JoinedStore, TokenStore
 
 BUFFER = 128
 """Utterances among which the packer chooses."""
-HIDDEN_RUN = 10
-"""Mean length of what the AR is not shown at once, in steps."""
+HIDDEN_RUN = 20
+"""Mean length of what the AR is not shown at once, in frames."""
 NO_TEXT = 0
 """Id in the place of every unit of a text that is not shown: that of padding, which no text has."""
 Encode = Callable[[str], Sequence[int]]
@@ -108,7 +108,7 @@ def ar_example(layout: Layout, text: Sequence[int], codes: np.ndarray, ends: boo
 
 
 def hide(example: SpeechExample, layout: Layout, share: float, rng: torch.Generator) -> SpeechExample:
-    """A document of the AR some of whose codes cannot be read: runs of them, about `HIDDEN_RUN` steps each, become pad.
+    """A document of the AR some of whose codes cannot be read: runs of about `HIDDEN_RUN` frames become pad.
 
     Targets stay. It is the part that dropout on the frames behind plays in Tacotron (arXiv 1703.10135, section 3.3):
     frames go on from the last ones well without a text, and an AR that is always shown these reads it late.
@@ -121,11 +121,12 @@ def hide(example: SpeechExample, layout: Layout, share: float, rng: torch.Genera
     """
     first = int(example.text.sum()) + 1  # behind text and bos
     steps = len(example) - first
-    runs = round(-math.log1p(-share) * steps / HIDDEN_RUN)  # they may overlap
+    run = max(1, HIDDEN_RUN // layout.width)  # steps
+    runs = round(-math.log1p(-share) * steps / run)  # they may overlap
     if runs < 1:
         return example
     starts = torch.randint(first, len(example), (runs,), generator=rng)
-    lengths = torch.randint(1, 2 * HIDDEN_RUN, (runs,), generator=rng)
+    lengths = torch.randint(1, 2 * run, (runs,), generator=rng)
     places = torch.arange(len(example))
     unseen = ((places >= starts[:, None]) & (places < (starts + lengths)[:, None])).any(0)
     inputs = example.inputs.masked_fill(unseen[:, None], layout.vocabulary.pad or 0)

@@ -18,6 +18,7 @@ from xcodec_lm.configs.lm import GPTConfig, LayoutConfig
 from xcodec_lm.configs.run import OptimConfig
 from xcodec_lm.configs.xcodec2 import Xcodec2TrainConfig
 from xcodec_lm.lm.gpt import GPT
+from xcodec_lm.lm.muon import Muon, orthogonalize
 from xcodec_lm.lm.optimizers import ScaledAdam, hidden_matrices, make_optimizer
 
 RECIPES = {
@@ -128,12 +129,41 @@ def test_muon_beside_adamw_is_both_apart():
     rest = [p for p in apart.parameters() if id(p) not in hidden]
     groups = [{"params": [p for p in rest if p.dim() > 1]}, {"params": [p for p in rest if p.dim() == 1]}]
     groups[1]["weight_decay"] = 0.0
-    muon = torch.optim.Muon(hidden_matrices(apart), lr=optim.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(hidden_matrices(apart), optim.lr, 0.1)
     adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=0.1, fused=True)
     both = torch.optim.Optimizer([*muon.param_groups, *adamw.param_groups], {})  # for `train` to set the rate
     both.step = lambda: (muon.step(), adamw.step())
     assert train(model, make_optimizer(model, optim), optim, range(4)) == train(apart, both, optim, range(4))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), apart.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
+def test_muon_makes_all_singular_values_alike(shape):
+    generator = torch.Generator().manual_seed(1)
+    matrices = torch.randn(3, *shape, generator=generator) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    made = orthogonalize(matrices)
+    assert made.dtype == torch.float32
+    for before, after in zip(matrices.double(), made.double(), strict=True):
+        u, _, v = torch.linalg.svd(before, full_matrices=False)
+        inner = u.T @ after @ v.T  # in the bases of the singular vectors
+        assert ((inner.diagonal() > 0.3) & (inner.diagonal() < 1.3)).all()
+        assert (inner - inner.diagonal().diag()).abs().max() < 1e-3
+    assert torch.equal(orthogonalize(torch.zeros(1, *shape)), torch.zeros(1, *shape))
+
+
+def test_muon_steps_as_pytorchs_does_but_for_its_rounding():
+    torch.manual_seed(3)
+    start = [torch.randn(16, 48), torch.randn(16, 48), torch.randn(20, 20)]
+    ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    pair = Muon(ours, 0.01, 0.1), torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for a, b, begun in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.03 * (b - begun).norm()  # they iterate in bfloat16
 
 
 # ------------------------------------------------------------------ ScaledAdam

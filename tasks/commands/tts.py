@@ -27,7 +27,7 @@ def tts_say(
     best_of: Annotated[int, arg(aliases=("-n",))] = 1, stream: bool = False, seed: int = 0, codec: str | None = None,
     codec_stage: Literal["nar", "ar"] = "nar", temperature: float = 1.0, top_k: int = 0, top_p: float = 0.95,
     ras_window: int = 10, cfg: float = 1.0, nar_temperature: float | None = None, retries: int = 2,
-    recogniser: str | None = None, device: Device = "auto",
+    rank: Literal["likelihood", "text"] = "likelihood", recogniser: str | None = None, device: Device = "auto",
 ) -> Result | int:  # fmt: skip
     """Speaks a text in the voice of a recording.
 
@@ -42,7 +42,7 @@ def tts_say(
         prompt_text: what is said in it. Without it the prompt is transcribed by --recogniser, else used without text.
         manifest: JSON lines with `id`, `text` and, optionally, `prompt_audio` (relative to the file), `prompt_text`
             and `seed`.
-        best_of: drafts of each sentence, of which the likeliest for its length is kept.
+        best_of: drafts of each sentence, of which one is kept.
         stream: write sentence by sentence.
         seed: of the draws.
         codec: the codec, if it is no longer where the run says.
@@ -55,6 +55,7 @@ def tts_say(
         nar_temperature: of the other codebooks; 0 takes the likeliest codes. By default none are drawn: those nearest
             to the mean of what the NAR expects are taken.
         retries: further drafts where speech did not end by itself.
+        rank: which draft is kept: the likeliest for its length, or the one to which the `text` adds most likelihood.
         recogniser: transcribes prompts: a folder of `eval train-evaluators`, or a CTC or Whisper model's.
         device: where to compute.
     """
@@ -66,7 +67,7 @@ def tts_say(
         raise UsageError("tts say needs --text or --manifest, one of them")
     speaking = Speaking(
         Sampling(temperature, top_k, top_p, ras_window=ras_window, cfg_scale=cfg), codec_stage,
-        None if nar_temperature is None else Sampling(nar_temperature), best_of, retries,
+        None if nar_temperature is None else Sampling(nar_temperature), best_of, rank, retries,
     )  # fmt: skip
     where = device_of(device)
     tts = load_tts(run, codec, where)
@@ -104,8 +105,8 @@ def tts_say(
 def tts_eval(
     manifest: Positional[Path], /, runs: tuple[str, ...], judges: Path, out: OutOption = None,
     codecs: tuple[str, ...] = (), best_of: int = 1, temperature: float = 1.0, top_p: float = 0.95, ras_window: int = 10,
-    cfg: float = 1.0, voices: Path | None = None, most: int | None = None, controls: bool = True, seed: int = 0,
-    device: Device = "auto",
+    cfg: float = 1.0, rank: Literal["likelihood", "text"] = "likelihood", voices: Path | None = None,
+    most: int | None = None, controls: bool = True, seed: int = 0, device: Device = "auto",
 ) -> Result:  # fmt: skip
     """Measures zero-shot speech: word errors and likeness of the voice, beside real recordings, the codec and chance.
 
@@ -115,11 +116,12 @@ def tts_eval(
         judges: folder of `eval train-evaluators`, or of a CTC or Whisper model's.
         out: folder for the audio of every system, items.jsonl, result.json and report.html to listen to it.
         codecs: of each run, if they are no longer where the runs say.
-        best_of: drafts of each utterance.
+        best_of: drafts of each utterance, of which one is kept.
         temperature: of the first codebook.
         top_p: of the first codebook.
         ras_window: of repetition-aware sampling; 0 is off.
         cfg: guidance away from speech without a text; 1 is off.
+        rank: which draft is kept: the likeliest for its length, or the one to which the `text` adds most likelihood.
         voices: manifest of recordings with `speaker` and `source`: other speakers that likeness is compared with, where
             the list itself has few of a source.
         most: take the first so many rows alone.
@@ -142,7 +144,9 @@ def tts_eval(
     loaded = [
         (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
     ]
-    speaking = Speaking(Sampling(temperature, top_p=top_p, ras_window=ras_window, cfg_scale=cfg), best_of=best_of)
+    speaking = Speaking(
+        Sampling(temperature, top_p=top_p, ras_window=ras_window, cfg_scale=cfg), best_of=best_of, rank=rank
+    )
     data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls, voices)
     if out is not None:
         write_items(data, out / "items.jsonl")

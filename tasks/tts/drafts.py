@@ -1,5 +1,8 @@
 """Drafts of sentences: how long they may be, whether they ended well, and which of several is kept.
 
+A model is fond of its own bland speech, whatever it says: likelihood alone hardly tells a draft that speaks the text
+from one that does not. What the text adds to it does, as in guidance (arXiv 2207.12598).
+
 Sources: repetition-aware sampling of VALL-E 2, arXiv 2406.05370; best of several by likelihood normalised by length, as
 VALL-E X's public code has it.
 """
@@ -21,7 +24,7 @@ from xcodec_lm.lm.llama import SpeechLlama
 from xcodec_lm.lm.requests import Made, Request
 from xcodec_lm.lm.speech import NO_TEXT
 from xcodec_lm.lm.valle_ar import ValleAR
-from xcodec_lm.tasks.tts.speech import Ending, Pace, Prompt, Sentence, Speaking
+from xcodec_lm.tasks.tts.speech import Ending, Pace, Prompt, Rank, Sentence, Speaking
 
 LOOP_S = 2.0
 """A draft that repeats itself for so long has fallen into a loop."""
@@ -112,7 +115,7 @@ def draft(
             if event.made.error is not None:
                 raise event.made.error
             index, _ = wanted[event.index]
-            made[index].append(judge(ar, layout, tasks[index], event.made, frame_rate))
+            made[index].append(judge(ar, layout, tasks[index], event.made, frame_rate, speaking.rank))
             if progress is not None:
                 progress(sum(any(one.ended == "eos" for one in drafts) for drafts in made.values()), len(tasks))
     for index, task in enumerate(tasks):
@@ -150,14 +153,19 @@ def request_of(ar: Speaker, task: Task, pace: Pace, speaking: Speaking, seed: in
     )
 
 
-def judge(ar: Speaker, layout: Layout, task: Task, made: Made, frame_rate: float) -> Draft:
-    """How a draft ended, without the round that it was caught in, and how likely it is."""
+def judge(
+    ar: Speaker, layout: Layout, task: Task, made: Made, frame_rate: float, rank: Rank = "likelihood"
+) -> Draft:  # fmt: skip
+    """How a draft ended, without the round that it was caught in, and how good it is."""
     codes = made.codes[:, made.prompt_frames :]
     ended: Ending = "eos" if made.ended else "limit"
     loop = find_loop(codes[0].numpy(), frame_rate)
     if loop is not None:
         codes, ended = codes[:, : max(1, loop)], "loop"
-    return Draft(codes, ended, score(ar, layout, task, codes, ended == "eos"))
+    value = score(ar, layout, task, codes, ended == "eos")
+    if rank == "text":
+        value -= score(ar, layout, replace(task, ids=[NO_TEXT] * len(task.ids)), codes, ended == "eos")
+    return Draft(codes, ended, value)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.lm.sampling import Sampling
 
 Ending = Literal["eos", "limit", "loop"]
+Rank = Literal["likelihood", "text"]
 ENDINGS: dict[Ending, str] = {
     "eos": "ended by itself",
     "limit": "cut: it took more frames than such a text may",
@@ -27,7 +28,9 @@ class Speaking:
         codec_stage: `nar` speaks all codebooks, `ar` the first alone, as the paper's AR columns.
         nar_sampling: of the others; None takes the codes nearest to what the NAR expects, or, where a codec does not
             show what its codes stand for, the likeliest ones.
-        best_of: drafts of each sentence; the likeliest for its length, of those that end by themselves, is kept.
+        best_of: drafts of each sentence, of which one is kept, of those that end by themselves if there are any.
+        rank: by what: `likelihood` keeps the likeliest for its length, `text` the one that the text makes most likelier
+            than it is without a text, which needs a model that was trained without text as well.
         retries: further drafts, with repetition-aware sampling, where none ended by itself.
         most_units: symbols of text that are spoken at once; longer texts are split.
         lanes: drafts decoded at once.
@@ -37,6 +40,7 @@ class Speaking:
     codec_stage: Literal["ar", "nar"] = "nar"
     nar_sampling: Sampling | None = None
     best_of: int = 1
+    rank: Rank = "likelihood"
     retries: int = 2
     most_units: int = 200
     lanes: int = 8
@@ -86,7 +90,7 @@ class Sentence:
         codes: (n_q, T) of the speech, without the prompt.
         ended: `eos`: by itself; `limit`: it was cut after as many frames as such a text may take; `loop`: it repeated
             itself and was cut there.
-        score: mean log-likelihood of a code of the first book.
+        score: mean log-likelihood of a code of the first book, or, with `rank: text`, what the text adds to it.
         drafts: how many were made.
         unknown: symbols that the model does not know.
     """

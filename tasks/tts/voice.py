@@ -211,10 +211,11 @@ class TTS:
         Raises:
             UsageError: nothing to say, or guidance by a model that always had a text.
         """
-        if speaking.sampling.cfg_scale != 1 and not self.guidable:
+        guided = speaking.sampling.cfg_scale != 1
+        if (guided or (speaking.rank == "text" and speaking.best_of > 1)) and not self.guidable:
             raise UsageError(
-                "this speech model never spoke without a text, so it cannot be guided away from that",
-                "leave --cfg out, or train with --data.no-text 0.1",
+                "this speech model never spoke without a text, so nothing can be compared with that",
+                f"leave {'--cfg' if guided else '--rank text'} out, or train with --data.no-text 0.1",
             )
         whole = self.encoder.encode(line.text)  # raises where there is nothing to say
         if losses := whole.losses():

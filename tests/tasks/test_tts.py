@@ -13,6 +13,7 @@ from xcodec_lm.codec.tokens import TokenSpec, stack_codes
 from xcodec_lm.configs.errors import TokenError, UsageError, XcodecLMError
 from xcodec_lm.configs.text import TextConfig
 from xcodec_lm.configs.valle import ValleConfig
+from xcodec_lm.lm.layouts import FILLER
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter
 from xcodec_lm.lm.valle_ar import ValleAR
@@ -116,6 +117,20 @@ def test_the_best_of_several_drafts_is_the_likeliest_that_ended(tts):
     first = tts.say("seven eight", speaking=QUICK).sentences[0]
     assert best.drafts == 4 and first.drafts == 1
     assert (best.ended == "eos", best.score) >= (first.ended == "eos", first.score)
+
+
+def test_drafts_can_be_ranked_by_what_the_text_adds_to_them(tts):
+    by_text = Speaking(QUICK.sampling, best_of=4, rank="text", retries=0)
+    with pytest.raises(UsageError, match="leave --rank text out"):
+        tts.say("seven eight", speaking=by_text)
+    guidable = copy.copy(tts)
+    guidable.guidable = True
+    best = guidable.say("seven eight", seed=3, speaking=by_text).sentences[0]
+    ids = list(tts.encoder.encode("seven eight").ids)
+    whole = [tts.ar.spoken_nats(tts.layout, text, best.codes[:1].numpy(), best.ended == "eos")
+             for text in (ids, [0] * len(ids))]  # fmt: skip
+    with_text, without = (-float(nats[rows != FILLER].mean()) for nats, rows in whole)
+    assert best.score == pytest.approx(with_text - without, abs=1e-5)
 
 
 def test_what_did_not_end_is_tried_again(tts):

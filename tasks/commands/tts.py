@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,15 +25,19 @@ def tts_train(argv: list[str]) -> Result | int:
 def tts_say(
     out: OutFile, run: str = DEFAULT_RUN, text: str | None = None, prompt: Path | None = None,
     prompt_text: str | None = None, manifest: Path | None = None,
-    best_of: Annotated[int, arg(aliases=("-n",))] = 1, stream: bool = False, seed: int = 0, codec: str | None = None,
-    codec_stage: Literal["nar", "ar"] = "nar", temperature: float = 1.0, top_k: int = 0, top_p: float = 0.95,
-    ras_window: int = 10, cfg: float = 1.0, nar_temperature: float | None = None, retries: int = 2,
-    rank: Literal["likelihood", "text"] = "likelihood", recogniser: str | None = None, device: Device = "auto",
+    best_of: Annotated[int | None, arg(aliases=("-n",))] = None, stream: bool = False, seed: int = 0,
+    codec: str | None = None,
+    codec_stage: Literal["nar", "ar"] = "nar", temperature: float | None = None, top_k: int | None = None,
+    top_p: float | None = None, ras_window: int | None = None, cfg: float | None = None,
+    nar_temperature: float | None = None, retries: int | None = None,
+    rank: Literal["likelihood", "text"] | None = None, recogniser: str | None = None, device: Device = "auto",
 ) -> Result | int:  # fmt: skip
     """Speaks a text in the voice of a recording.
 
     With `--stream` every sentence is written as soon as it is spoken; `-o -` then writes 16-bit mono PCM without a
-    header to the standard output. With `--manifest` many texts are spoken together, into the folder `-o`.
+    header to the standard output. With `--manifest` many texts are spoken together, into the folder `-o`. How to draw
+    and choose is the model's own (RUN/speaking.json), or in general a temperature of 1, a top p of 0.95, a window of 10
+    and one draft with 2 retries; options change it.
 
     Args:
         out: the audio file to write, `-` for the standard output, or with --manifest a folder.
@@ -60,17 +65,18 @@ def tts_say(
         device: where to compute.
     """
     from xcodec_lm.lm.sampling import Sampling
-    from xcodec_lm.tasks.tts.speech import Speaking
+    from xcodec_lm.tasks.tts.speech import adjusted
     from xcodec_lm.tasks.tts.voice import load_tts
 
     if (text is None) == (manifest is None):
         raise UsageError("tts say needs --text or --manifest, one of them")
-    speaking = Speaking(
-        Sampling(temperature, top_k, top_p, ras_window=ras_window, cfg_scale=cfg), codec_stage,
-        None if nar_temperature is None else Sampling(nar_temperature), best_of, rank, retries,
-    )  # fmt: skip
-    where = device_of(device)
-    tts = load_tts(run, codec, where)
+    tts = load_tts(run, codec, device_of(device))
+    changed = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "ras_window": ras_window, "cfg": cfg,
+        "best_of": best_of, "rank": rank, "retries": retries,
+    }  # fmt: skip
+    others = None if nar_temperature is None else Sampling(nar_temperature)
+    speaking = replace(adjusted(tts.speaking, changed), codec_stage=codec_stage, nar_sampling=others)
     if manifest is not None:
         from xcodec_lm.tasks.tts.batch import say_manifest
 
@@ -104,11 +110,14 @@ def tts_say(
 
 def tts_eval(
     manifest: Positional[Path], /, runs: tuple[str, ...], judges: Path, out: OutOption = None,
-    codecs: tuple[str, ...] = (), best_of: int = 1, temperature: float = 1.0, top_p: float = 0.95, ras_window: int = 10,
-    cfg: float = 1.0, rank: Literal["likelihood", "text"] = "likelihood", voices: Path | None = None,
+    codecs: tuple[str, ...] = (), best_of: int | None = None, temperature: float | None = None,
+    top_p: float | None = None, ras_window: int | None = None, cfg: float | None = None,
+    rank: Literal["likelihood", "text"] | None = None, voices: Path | None = None,
     most: int | None = None, controls: bool = True, seed: int = 0, device: Device = "auto",
 ) -> Result:  # fmt: skip
     """Measures zero-shot speech: word errors and likeness of the voice, beside real recordings, the codec and chance.
+
+    All runs speak as the first one does best, see `tts say`; options change it.
 
     Args:
         manifest: list of `data continual`: utterances with text, each with a prompt.
@@ -131,10 +140,9 @@ def tts_eval(
     """
     import json
 
-    from xcodec_lm.lm.sampling import Sampling
     from xcodec_lm.tasks.tts.evaluate import evaluate_tts, format_tts, load_judges, write_items
     from xcodec_lm.tasks.tts.page import write_page
-    from xcodec_lm.tasks.tts.speech import Speaking
+    from xcodec_lm.tasks.tts.speech import adjusted
     from xcodec_lm.tasks.tts.voice import load_tts
 
     if not runs or (codecs and len(codecs) != len(runs)):
@@ -144,9 +152,11 @@ def tts_eval(
     loaded = [
         (Path(run).name, load_tts(run, codecs[index] if codecs else None, where)) for index, run in enumerate(runs)
     ]
-    speaking = Speaking(
-        Sampling(temperature, top_p=top_p, ras_window=ras_window, cfg_scale=cfg), best_of=best_of, rank=rank
-    )
+    changed = {
+        "temperature": temperature, "top_p": top_p, "ras_window": ras_window, "cfg": cfg, "best_of": best_of,
+        "rank": rank,
+    }  # fmt: skip
+    speaking = adjusted(loaded[0][1].speaking, changed)
     data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls, voices)
     if out is not None:
         write_items(data, out / "items.jsonl")
@@ -156,8 +166,9 @@ def tts_eval(
 
 
 def tts_card(
-    run: Positional[Path], /, out: OutFile, evaluation: Path | None = None, notes: Path | None = None
-) -> Result:
+    run: Positional[Path], /, out: OutFile, evaluation: Path | None = None, notes: Path | None = None,
+    speaking: Path | None = None,
+) -> Result:  # fmt: skip
     """Writes speech models as a folder for others: half precision, a card, and what they were trained on.
 
     Args:
@@ -165,12 +176,15 @@ def tts_card(
         out: folder to write; its name becomes the model's.
         evaluation: what `tts eval` printed, to go into the card.
         notes: Markdown about limits, to go into the card.
+        speaking: JSON of the settings that the model speaks best with, such as {"temperature": 0.7, "cfg": 2}; they
+            become its `speaking.json`. Without it that of the run, if it has one.
     """
     from xcodec_lm.lm.load import find_model, model_facts
     from xcodec_lm.lm.valle_ar import ValleAR
     from xcodec_lm.lm.valle_nar import ValleNAR
     from xcodec_lm.tasks.report.card import tts_card as make_card
     from xcodec_lm.tasks.report.card import write_card
+    from xcodec_lm.tasks.tts.speech import FILE, read_speaking
     from xcodec_lm.tasks.tts.symbols import TextEncoder
 
     text, data = make_card(run, *(read_text(path) for path in (evaluation, notes)))
@@ -188,6 +202,10 @@ def tts_card(
         kept = {name: value for name, value in facts.items() if name in ("codec", "steps", "pace", "guidable")}
         kind.from_pretrained(folder).save_pretrained(out / stage, kept, half=True)
     TextEncoder.load(run / "text").save(out / "text")
+    settings = speaking or run / FILE
+    if speaking is not None or settings.is_file():
+        read_speaking(settings)  # refuses what cannot be
+        (out / FILE).write_text(settings.read_text(encoding="utf-8"), encoding="utf-8")
     write_card((text.replace(f"# {run.resolve().name}\n", f"# {out.resolve().name}\n", 1), data), out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Result(f"{out}: {size / 1e6:.2f} MB", {"folder": str(out), "bytes": size})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
-from xcodec_lm.configs.errors import UsageError
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.lm.sampling import Sampling
 
 Ending = Literal["eos", "limit", "loop"]
@@ -48,6 +51,50 @@ class Speaking:
     def __post_init__(self):
         if min(self.best_of, self.lanes, self.most_units) < 1 or self.retries < 0:
             raise UsageError("best-of, lanes and most-units must be at least 1, retries at least 0")
+
+
+SAMPLING = {
+    "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "ras_window": "ras_window", "cfg": "cfg_scale",
+}  # fmt: skip
+"""Settings as commands and `speaking.json` call them, and the fields of `Sampling` that they are."""
+SETTINGS = (*SAMPLING, "best_of", "rank", "retries")
+FILE = "speaking.json"
+"""Beside a model: the settings that it speaks best with."""
+
+
+def adjusted(speaking: Speaking, settings: Mapping[str, Any]) -> Speaking:
+    """With other settings.
+
+    Args:
+        speaking: how to speak otherwise.
+        settings: of `SETTINGS`; None leaves one as it is.
+
+    Raises:
+        UsageError: a setting that there is none of, or a value that it cannot have.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if unknown := sorted(set(given) - set(SETTINGS)):
+        raise UsageError(f"there is no setting {unknown[0]!r} of speaking", f"there are {', '.join(SETTINGS)}")
+    sampling = replace(speaking.sampling, **{SAMPLING[name]: given[name] for name in SAMPLING if name in given})
+    return replace(speaking, sampling=sampling, **{name: given[name] for name in given if name not in SAMPLING})
+
+
+def read_speaking(source: Path) -> Speaking:
+    """How the model in a folder speaks best; the general settings where it does not say.
+
+    Args:
+        source: the folder, or a file such as its `speaking.json`.
+
+    Raises:
+        XcodecLMError: the file is damaged.
+    """
+    path = source / FILE if source.is_dir() else source
+    if not path.is_file():
+        return Speaking()
+    try:
+        return adjusted(Speaking(), json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
+        raise XcodecLMError(f"{path} cannot be read: {error}", "remove or mend it") from None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from xcodec_lm.lm.load import find_model, model_facts, named_codec
 from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
 from xcodec_lm.lm.valle_nar import ValleNAR, refine
 from xcodec_lm.tasks.tts.drafts import Speaker, Task, draft
-from xcodec_lm.tasks.tts.speech import Line, Pace, Prompt, Speaking, Spoken
+from xcodec_lm.tasks.tts.speech import Line, Pace, Prompt, Speaking, Spoken, read_speaking
 from xcodec_lm.tasks.tts.streaming import context_of, stream_frames
 from xcodec_lm.tasks.tts.symbols import TextEncoder
 
@@ -55,6 +55,7 @@ class TTS:
         codec: anything with the tokenizer protocol.
         pace: of the training data.
         guidable: whether `ar` can speak without a text, which guidance needs.
+        speaking: how it speaks unless it is told otherwise.
 
     Raises:
         TokenError: the codec has too few codebooks.
@@ -62,10 +63,10 @@ class TTS:
 
     def __init__(
         self, ar: Speaker, nar: ValleNAR | None, layout: Layout, encoder: TextEncoder, codec: AudioTokenizer,
-        pace: Pace, guidable: bool = False,
+        pace: Pace, guidable: bool = False, speaking: Speaking = Speaking(),  # noqa: B008 - frozen
     ):  # fmt: skip
         self.ar, self.nar, self.layout, self.encoder, self.codec, self.pace = ar, nar, layout, encoder, codec, pace
-        self.guidable = guidable
+        self.guidable, self.speaking = guidable, speaking
         if nar is not None and codec.spec.n_q < nar.config.n_q:
             raise TokenError(f"the NAR speaks {nar.config.n_q} codebooks, the codec has {codec.spec.n_q}")
 
@@ -150,7 +151,7 @@ class TTS:
 
     def say(
         self, text: str, prompt: str | Path | Prompt | None = None, prompt_text: str | None = None, seed: int = 0,
-        speaking: Speaking = Speaking(),  # noqa: B008 - frozen
+        speaking: Speaking | None = None,
     ) -> Spoken:  # fmt: skip
         """Speaks a text.
 
@@ -159,7 +160,7 @@ class TTS:
             prompt: the voice: a recording or what `prompt` made of it; None lets the model choose one.
             prompt_text: what is said in it.
             seed: the same seed gives the same speech.
-            speaking: how.
+            speaking: how; None as this model speaks best.
 
         Raises:
             UsageError: nothing to say, or a silent prompt.
@@ -169,34 +170,34 @@ class TTS:
         return self.say_all([Line(text, prompt, seed)], speaking)[0]
 
     def say_all(
-        self, lines: Sequence[Line], speaking: Speaking = Speaking(),  # noqa: B008 - frozen
+        self, lines: Sequence[Line], speaking: Speaking | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Spoken]:  # fmt: skip
         """Speaks several texts together; each result is what `say` gives.
 
         Args:
             lines: what, in which voice.
-            speaking: how.
+            speaking: how; None as this model speaks best.
             progress: called with sentences done and in all.
 
         Raises:
             As `say`.
         """
-        began = time.perf_counter()
+        began, speaking = time.perf_counter(), speaking or self.speaking
         tasks = [task for number, line in enumerate(lines) for task in self._tasks(number, line, speaking)]
         self._speak(tasks, speaking, progress)
         wall = (time.perf_counter() - began) / max(1, len(lines))
         return [self._joined([task for task in tasks if task.line == number], wall) for number in range(len(lines))]
 
     def stream(
-        self, text: str, prompt: Prompt | None = None, seed: int = 0,
-        speaking: Speaking = Speaking(),  # noqa: B008 - frozen
+        self, text: str, prompt: Prompt | None = None, seed: int = 0, speaking: Speaking | None = None
     ) -> Iterator[Spoken]:  # fmt: skip
         """Speaks a text piece by piece, each as soon as it is made; together they are what `say` gives.
 
         A piece is a sentence. Of a single stream it is what became certain of it, 0.2 s or so: a sentence's last piece
         has its `sentences`, those before it have none, and no draft is tried again.
         """
+        speaking = speaking or self.speaking
         for task in self._tasks(0, Line(text, prompt, seed), speaking):
             if isinstance(self.ar, SpeechLlama) and speaking.best_of == 1 and speaking.codec_stage == "nar":
                 yield from stream_frames(self.ar, self.layout, self.pace, self.codec, task, speaking)
@@ -283,7 +284,8 @@ def _load_single(folder: Path, codec: AudioTokenizer | str | Path | None, device
     spec = TokenSpec.from_dict(facts["codec"]["spec"])
     codec = _codec_of(facts, model_folder, codec, device)
     layout = layout_from(model.config.layout, spec)
-    return TTS(model, None, layout, TextEncoder.load(folder / "text"), codec, Pace(**facts["pace"]))
+    text, pace = TextEncoder.load(folder / "text"), Pace(**facts["pace"])
+    return TTS(model, None, layout, text, codec, pace, speaking=read_speaking(folder))
 
 
 def _codec_of(
@@ -335,8 +337,8 @@ def load_tts(
         say(f"{folder} holds no NAR: the first codebook is spoken alone")
     codec = _codec_of(facts, ar_folder, codec, device)
     pace = Pace(**facts["pace"])
-    guidable = bool(facts.get("guidable"))
-    return TTS(ar, nar, ar_layout(ar.config, spec), TextEncoder.load(folder / "text"), codec, pace, guidable)
+    guidable, text = bool(facts.get("guidable")), TextEncoder.load(folder / "text")
+    return TTS(ar, nar, ar_layout(ar.config, spec), text, codec, pace, guidable, read_speaking(folder))
 
 
 def find_run(run: str | Path) -> Path:

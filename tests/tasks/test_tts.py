@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from xcodec_lm.lm.shards import StoreWriter
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.lm.valle_nar import ValleNAR
 from xcodec_lm.tasks.tts.drafts import find_loop, least_frames, most_frames
-from xcodec_lm.tasks.tts.speech import Line, Speaking
+from xcodec_lm.tasks.tts.speech import Line, Speaking, adjusted
 from xcodec_lm.tasks.tts.symbols import TextEncoder
 from xcodec_lm.tasks.tts.texts import text_encoder
 from xcodec_lm.tasks.tts.voice import TTS, load_tts
@@ -131,6 +132,23 @@ def test_drafts_can_be_ranked_by_what_the_text_adds_to_them(tts):
              for text in (ids, [0] * len(ids))]  # fmt: skip
     with_text, without = (-float(nats[rows != FILLER].mean()) for nats, rows in whole)
     assert best.score == pytest.approx(with_text - without, abs=1e-5)
+
+
+def test_a_model_speaks_as_its_file_says_and_options_change_it(tts, run, tmp_path):
+    assert tts.speaking == Speaking()
+    told = tmp_path / "told"
+    shutil.copytree(run, told)
+    (told / "speaking.json").write_text('{"temperature": 0.5, "best_of": 2, "retries": 0}')
+    other = load_tts(told)
+    assert other.speaking == Speaking(Sampling(0.5, top_p=0.95, ras_window=10), best_of=2, retries=0)
+    assert other.say("seven").sentences[0].drafts == 2
+    assert adjusted(other.speaking, {"best_of": 1, "cfg": 2.0, "top_k": None}).sampling.cfg_scale == 2
+    with pytest.raises(UsageError, match="no setting 'heat'"):
+        adjusted(other.speaking, {"heat": 1})
+    for wrong in ("{", "[1]", '{"heat": 1}', '{"best_of": 0}', '{"temperature": "warm"}'):
+        (told / "speaking.json").write_text(wrong)
+        with pytest.raises(XcodecLMError, match=r"speaking.json cannot be read"):
+            load_tts(told)
 
 
 def test_what_did_not_end_is_tried_again(tts):

@@ -38,6 +38,9 @@ class ValleConfig:
     """Codes in each codebook."""
     group: int = 1
     """Frames of the first codebook that the AR model speaks in a step; above 1 as VALL-E 2 does."""
+    chain: bool = False
+    """Draw the frames of a group one after the other, each knowing the one before. VALL-E 2 draws all at once, as if
+    they did not depend on each other."""
     tie: Literal["natural", "repo", "none"] = "natural"
     """Output heads of the NAR model: `natural` uses the embedding of the codebook that is predicted; `repo` that of the
     codebook after it, and a head of its own for the last, as the public code does that the paper trained; `none` gives
@@ -59,6 +62,8 @@ class ValleConfig:
             raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if not self.text_pace >= 0:
             raise ConfigError(f"model.text_pace must be at least 0, got {self.text_pace}")
+        if self.chain and self.group == 1:
+            raise ConfigError("model.chain is about the frames of a group, but model.group is 1")
         if self.dim % self.heads:
             raise ConfigError(f"model.dim {self.dim} is not divisible by model.heads {self.heads}")
         if self.dim % 2:

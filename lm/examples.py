@@ -136,8 +136,12 @@ def cell_logits(
         mask: of attention in such a batch.
     """
     hidden = model.hidden(inputs[..., 0] if layout.flat else inputs, places=places, mask=mask)
-    steps = None if layout.flat else torch.where(targets == IGNORED, layout.vocabulary.pad or 0, targets)
-    return model.slot_logits(hidden, layout, steps)
+    return model.slot_logits(hidden, layout, None if layout.flat else known_steps(layout, targets))
+
+
+def known_steps(layout: Layout, targets: Tensor) -> Tensor:
+    """Targets (B, L, W) as an inner model reads them: pad where there is nothing to predict."""
+    return torch.where(targets == IGNORED, layout.vocabulary.pad or 0, targets)
 
 
 def cell_nats(layout: Layout, logits: list[Tensor], targets: Tensor) -> Tensor:

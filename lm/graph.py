@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xcodec_lm.lm.cache import KVCache
 from xcodec_lm.lm.depth import DepthModel
+from xcodec_lm.lm.valle_chain import GroupChain
 
 WARM_UP = 3
 """Runs before the capture, in which libraries choose their kernels and take their memory."""
@@ -22,7 +23,7 @@ class Decoder(Protocol):
     """A model that can be decoded step by step: `GPT`, `ValleAR`."""
 
     @property
-    def inner(self) -> DepthModel | None:
+    def inner(self) -> DepthModel | GroupChain | None:
         """The model of the ids within a step, or None where they do not depend on each other."""
         ...
 

@@ -24,10 +24,11 @@ from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import TokenError
 from xcodec_lm.configs.valle import SPECIALS, ValleConfig
 from xcodec_lm.lm.cache import KVCache, prefix_causal
-from xcodec_lm.lm.examples import cell_nats
+from xcodec_lm.lm.examples import cell_nats, known_steps
 from xcodec_lm.lm.layouts import Layout, layout_from
 from xcodec_lm.lm.speech import ar_example, speech_batch
 from xcodec_lm.lm.valle_blocks import Positions, init_weights, prefix_mask
+from xcodec_lm.lm.valle_chain import GroupChain
 from xcodec_lm.lm.valle_model import ValleModel
 
 
@@ -43,7 +44,6 @@ class ValleAR(ValleModel):
     """
 
     kind = "xcodec_lm_valle_ar"
-    inner = None
 
     def __init__(self, config: ValleConfig):
         super().__init__(config, adaptive=False)
@@ -51,7 +51,8 @@ class ValleAR(ValleModel):
         self.audio = nn.Embedding(config.codebook_size + SPECIALS, config.dim)  # one for all frames of a group
         self.join = nn.Linear(config.group * config.dim, config.dim, bias=False) if config.group > 1 else None
         self.text_positions, self.audio_positions = Positions(config.dim), Positions(config.dim)
-        self.head = nn.Linear(config.dim, self.vocab_size, bias=False)
+        self.inner = GroupChain(config.dim, self.vocab_size) if config.chain else None
+        self.head = None if config.chain else nn.Linear(config.dim, self.vocab_size, bias=False)
         init_weights(self, config.layers)
 
     def new_cache(self, batch: int, positions: int) -> KVCache:
@@ -150,11 +151,16 @@ class ValleAR(ValleModel):
         return self.trunk(self.drop(torch.where(text[..., None], words, sounds)), mask=mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
+        """(..., D) -> (..., V), of a model without `inner`."""
+        assert self.head is not None
         return self.head(hidden)
 
     def slot_logits(self, hidden: Tensor, layout: Layout, steps: Tensor | None = None) -> list[Tensor]:
-        """Logits of every slot of the steps that follow, see `GPT.slot_logits`; `steps` is not read."""
+        """Logits of every slot of the steps that follow, see `GPT.slot_logits`; a model with `inner` reads `steps`."""
+        if self.inner is not None:
+            assert steps is not None
+            chained = self.inner(hidden, steps)  # (B, L, W, V)
+            return [chained[..., slot, layout.slot_ids(slot)] for slot in range(layout.width)]
         logits = self.logits(hidden)
         return [logits] if layout.flat else [logits[..., layout.slot_ids(slot)] for slot in range(layout.width)]
 
@@ -172,7 +178,7 @@ class ValleAR(ValleModel):
         """
         batch = speech_batch([[ar_example(layout, text, codes, ended)]]).to(self.device)
         hidden = self.read_rows(batch.inputs, batch.text, batch.places, prefix_mask(batch.document, batch.text))
-        nats = cell_nats(layout, self.slot_logits(hidden, layout), batch.targets)
+        nats = cell_nats(layout, self.slot_logits(hidden, layout, known_steps(layout, batch.targets)), batch.targets)
         return nats[0, len(text) :].cpu(), batch.rows[0, len(text) :].cpu()
 
     def fresh(self) -> Self:

@@ -16,7 +16,7 @@ from xcodec_lm.codec.runtime.run import Run, RunOptions
 from xcodec_lm.codec.tokens import TokenSpec
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
 from xcodec_lm.configs.tts import Stage, TTSTrainConfig
-from xcodec_lm.lm.examples import IGNORED, cell_nats, code_bits
+from xcodec_lm.lm.examples import IGNORED, cell_nats, code_bits, known_steps
 from xcodec_lm.lm.layouts import Layout
 from xcodec_lm.lm.objective import Material, Objective
 from xcodec_lm.lm.shards import JoinedStore, TokenStore
@@ -55,15 +55,17 @@ class ARObjective(Objective):
 
     def forward(self, inputs: Tensor, targets: Tensor, text: Tensor, places: Tensor, mask: Tensor) -> Tensor:
         """(B, L, W) nats."""
-        return cell_nats(self.layout, self._logits(self.model, inputs, text, places, mask), targets)
+        return cell_nats(self.layout, self._logits(self.model, inputs, targets, text, places, mask), targets)
 
     def bits(self, model: nn.Module, batch: SpeechBatch) -> Tensor:
         """See `Objective.bits`."""
-        inputs, _, text, places, mask = self.prepare(batch)
-        return code_bits(self.layout, self._logits(model, inputs, text, places, mask), batch)
+        return code_bits(self.layout, self._logits(model, *self.prepare(batch)), batch)
 
-    def _logits(self, model: Any, inputs: Tensor, text: Tensor, places: Tensor, mask: Tensor) -> list[Tensor]:
-        return model.slot_logits(model.read_rows(inputs, text, places, mask), self.layout)
+    def _logits(
+        self, model: Any, inputs: Tensor, targets: Tensor, text: Tensor, places: Tensor, mask: Tensor
+    ) -> list[Tensor]:
+        hidden = model.read_rows(inputs, text, places, mask)
+        return model.slot_logits(hidden, self.layout, known_steps(self.layout, targets))
 
 
 class NARObjective(Objective):

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from xcodec_lm.codec.tokens import TokenSpec
-from xcodec_lm.configs.errors import TokenError
+from xcodec_lm.configs.errors import ConfigError, TokenError
 from xcodec_lm.configs.valle import ValleConfig
 from xcodec_lm.lm.engine import GREEDY, Engine
-from xcodec_lm.lm.examples import cell_nats, make_example
-from xcodec_lm.lm.layouts import Layout
+from xcodec_lm.lm.examples import cell_nats, known_steps, make_example
+from xcodec_lm.lm.layouts import END, Layout
 from xcodec_lm.lm.precision import in_precision
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling, draw, row_noise
@@ -173,8 +173,13 @@ def reference(model, layout, words, prompt, frames, sampling, seed, may_end):
         time = codes.shape[1] // width * width
         grid = torch.cat([torch.full((1, width), vocabulary.pad), layout.pack(codes[:, :time])])
         grid[0, 0] = vocabulary.bos
-        logits = model.logits(model.hidden(flat(layout, grid)[None], prefix=prefix))[0, -1]
-        for slot in range(codes.shape[1] % width, width):
+        hidden, known = model.hidden(flat(layout, grid)[None], prefix=prefix)[:, -1], codes.shape[1] % width
+        for slot in range(known, width):
+            if model.inner is None:
+                logits = model.logits(hidden)[0]
+            else:
+                before = [int(codes[0, -1]) + vocabulary.id_range(slot - 1)[0]] if slot else None
+                logits = model.inner.step(hidden, before and torch.tensor(before), None)[0]
             low, high = vocabulary.id_range(slot)
             time = codes.shape[1]
             if time == prompt.shape[1] + frames or ended:
@@ -188,12 +193,12 @@ def reference(model, layout, words, prompt, frames, sampling, seed, may_end):
     return codes, ended
 
 
-@groups
+@pytest.mark.parametrize(("group", "chain"), [(1, False), (2, False), (3, False), (2, True), (3, True)])
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9, top_k=9)], ids=["greedy", "drawn"])
-def test_a_ragged_batch_gives_what_each_gives_alone(group, graph, sampling):
+def test_a_ragged_batch_gives_what_each_gives_alone(group, chain, graph, sampling):
     """Texts and prompts of several lengths, more requests than lanes, some without a prompt or without a text."""
-    model, layout = make(group, text_pace=2.5)
+    model, layout = make(group, text_pace=2.5, chain=chain)
     lengths = [(5, 2, 12), (9, 7, 3), (2, 0, 20), (7, 4, 0), (0, 3, 9), (3, 6, 14), (12, 1, 6)]
     asked = [
         (text_of(size, seed) if size else None, codes_of(prompt, seed), frames, seed)
@@ -272,8 +277,42 @@ def test_one_voice_for_many_is_read_once(monkeypatch):
         assert torch.equal(one.codes, Engine(model, layout).decode([request])[0].codes)
 
 
-@groups
-def test_learns_a_text_and_every_weight_has_a_gradient(group):
+@torch.no_grad()
+def test_a_chain_tells_each_frame_of_a_group_the_one_before():
+    model, layout = make(3, std=0.3, chain=True)
+    hidden, steps = torch.randn(1, 4, 32), layout.pack(codes_of(12))[None]
+    before = model.inner(hidden, steps)
+    for slot in range(3):  # forward is what `step` gives frame by frame
+        ids = steps[0, :, slot - 1] if slot else None
+        torch.testing.assert_close(model.inner.step(hidden[0], ids, None), before[0, :, slot])
+        other = steps.clone()
+        other[..., slot] = layout.vocabulary.id_range(slot)[0] + (other[..., slot] + 1) % 16
+        changed = (model.inner(hidden, other) - before).abs().amax((0, 1, 3)) > 1e-4
+        assert changed.tolist() == [place == slot + 1 for place in range(3)]
+    with pytest.raises(ConfigError, match=r"model.chain is about the frames of a group, but model.group is 1"):
+        ValleConfig(chain=True)
+
+
+@torch.no_grad()
+def test_a_chain_costs_an_utterance_what_its_frames_cost_one_by_one():
+    model, layout = make(2, std=0.3, chain=True)
+    words, codes = text_of(5), codes_of(7)
+    nats, rows = model.spoken_nats(layout, words.tolist(), codes.numpy(), True)
+    prefix, expected = model.text_prefix(words[None]), []
+    for time in range(8):  # the eighth is the end
+        grid = torch.cat([torch.full((1, 2), layout.vocabulary.pad), layout.pack(codes[:, : time // 2 * 2])])
+        grid[0, 0] = layout.vocabulary.bos
+        hidden = model.hidden(grid[None], prefix=prefix)[:, -1]
+        logits = model.inner.step(hidden, torch.tensor([int(codes[0, time - 1])]) if time % 2 else None, None)[0]
+        low, high = layout.vocabulary.id_range(time % 2)
+        nats_here = -torch.cat([logits[low:high], logits[layout.vocabulary.eos][None]]).log_softmax(0)
+        expected.append(nats_here[codes[0, time] if time < 7 else 16])
+    torch.testing.assert_close(nats.flatten()[:8], torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert rows.flatten()[:8].tolist() == [0] * 7 + [END]
+
+
+@pytest.mark.parametrize(("group", "chain"), [(1, False), (2, False), (3, False), (2, True)])
+def test_learns_a_text_and_every_weight_has_a_gradient(group, chain):
     """Initial weights guess evenly; a few steps on two utterances make the model say what the text says."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -285,7 +324,7 @@ def test_learns_a_text_and_every_weight_has_a_gradient(group):
         "n_q": 3,
         "codebook_size": 16,
     }
-    model = ValleAR(ValleConfig(**sizes, dropout=0, group=group, recompute=True))
+    model = ValleAR(ValleConfig(**sizes, dropout=0, group=group, chain=chain, recompute=True))
     layout = ar_layout(model.config, SPEC)
     documents = [(text_of(5), codes_of(9)), (text_of(5, 1), codes_of(9, 4))]
     ids, text, places, document, spans = pack(layout, documents, 60)
@@ -296,7 +335,7 @@ def test_learns_a_text_and_every_weight_has_a_gradient(group):
     optimizer, nats = torch.optim.AdamW(model.parameters(), lr=5e-3), []
     for _ in range(60):
         hidden = model.read_rows(ids, text, places, prefix_mask(document, text))
-        losses = cell_nats(layout, model.slot_logits(hidden, layout), targets)
+        losses = cell_nats(layout, model.slot_logits(hidden, layout, known_steps(layout, targets)), targets)
         nats.append(losses.sum().item() / int((targets != -100).sum()))
         optimizer.zero_grad()
         losses.sum().backward()

@@ -180,9 +180,9 @@ def check_judges(judges: Judges, conditioners: Sequence[tuple[str, Any]], tested
                 )
             if related(judges.clap.ancestry, clap.ancestry):
                 judges.doubts["clap"] = f"{judges.clap.name} has the ancestry of the CLAP that {name} is conditioned on"
-        if why := _has_heard(judges.clap.ancestry, tested):
+        if why := has_heard(judges.clap.ancestry, tested):
             judges.doubts["clap"] = f"{judges.clap.name} {why}"
-    if judges.classes is not None and (why := _has_heard(judges.classes.ancestry, tested)):
+    if judges.classes is not None and (why := has_heard(judges.classes.ancestry, tested)):
         judges.doubts["class"] = f"the judge of classes {why}"
     for why in judges.doubts.values():
         say(f"note: {why}: its figures give no verdict")
@@ -195,7 +195,7 @@ def related(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return known and facts[0] == facts[1]
 
 
-def _has_heard(ancestry: dict[str, Any], tested: Sequence[Clip]) -> str:
+def has_heard(ancestry: dict[str, Any], tested: Sequence[Clip]) -> str:
     """What tells that a judge was trained on clips that it is to judge; "" if nothing does."""
     for unit in UNITS:
         known = {str(name) for origin in ancestry.get("trained_on") or () for name in origin.get(unit) or ()}

@@ -100,7 +100,6 @@ def _given(folder: Path, wanted: Sequence[str]) -> Corpus:
 
 def _synthetic(place: Place, settings: Settings, wanted: Sequence[str]) -> Corpus:
     from xcodec_lm.tasks.data.espeak import find_espeak
-    from xcodec_lm.tasks.data.synth import synth
 
     scale, seed, origin = settings.scale, settings.seed, "the synthetic corpus"
     sizes: dict[str, dict[str, Any]] = {
@@ -120,14 +119,24 @@ def _synthetic(place: Place, settings: Settings, wanted: Sequence[str]) -> Corpu
                 continue
         if name == "words":
             facts = {"voices": scale.voices, "takes": scale.takes, "seed": seed}
-            folder = place.shared("words", facts, lambda to: make_words(to, scale, seed))
+            folder = place.shared("words", facts, lambda to: _words(to, scale, seed))
             there["words"] = folder / "words.jsonl"
             continue
         own = sizes[name]
-        folder = place.shared(f"corpus-{name}", own | {"seed": seed}, lambda to, own=own: synth(to, seed=seed, **own))
-        there[name] = folder / f"{name}.jsonl"
+        folder = place.shared(f"corpus-{name}", own | {"seed": seed}, lambda to, own=own: _synth(to, seed, own))
+        there[name] = folder / "corpus" / f"{name}.jsonl"
     missing |= {name: "this table does not need it" for name in (*DOMAINS, "words") if name not in {*there, *missing}}
     return Corpus(there, origin, missing)
+
+
+def _synth(out: Path, seed: int, sizes: dict[str, Any]) -> None:
+    from xcodec_lm.tasks.data.synth import synth
+
+    synth(out / "corpus", seed=seed, **sizes)  # a folder of its own: synth takes no folder that holds other files
+
+
+def _words(out: Path, scale: Scale, seed: int) -> None:
+    make_words(out, scale, seed)
 
 
 def make_words(out: Path, scale: Scale, seed: int) -> Path:

@@ -3,7 +3,7 @@
     OUT/reproduce.json          tells a folder of this command from others
     OUT/tableN/settings.json    what the table is made of; other settings need another folder
     OUT/tableN/STAGE/stage.json key, result, time     OUT/tableN/STAGE/files.sha256   lists that it wrote
-    OUT/shared/KIND-KEY/        corpora, tokens, judges and models that several tables use
+    OUT/shared/KIND-KEY/        corpora, tokens, judges and models that several tables use, see `tasks.compare.stages`
 
 A key is a hash of the stage's settings, of its inputs and of what the stages before it gave, so a result is reused
 exactly where it would come out the same. Training and tokenizing go on where they were stopped.
@@ -23,6 +23,8 @@ from typing import Any
 
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.tasks.compare.stages import Stage as Work
+from xcodec_lm.tasks.compare.stages import Stages as Works
 
 STAGES = ("prepare", "tokenize", "train", "generate", "score", "report")
 VERSION = 1
@@ -78,7 +80,7 @@ class Place:
         out: folder of the reproduction.
         table: number of the table.
         device: where to compute.
-        reused: kinds of shared work that an earlier table or call had made.
+        reused: folders of shared works that an earlier table or call had made.
     """
 
     out: Path
@@ -100,26 +102,29 @@ class Place:
         path, out = path.absolute(), self.out.absolute()
         return path.relative_to(out).as_posix() if path.is_relative_to(out) else str(path)
 
-    def shared(self, kind: str, settings: Mapping[str, Any], make: Callable[[Path], object]) -> Path:
-        """A folder that every table with the same settings uses; made where it is not there yet.
+    def shared(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any] | None]) -> Path:
+        """A folder that every table with the same inputs uses; made where it is not there yet.
 
         Args:
             kind: what it holds, in a word.
-            settings: everything that decides it; plain values.
+            inputs: everything that decides it; plain values.
             make: fills the folder; called again after an interruption, so it goes on where it stopped.
         """
-        key = digest({"kind": kind, "version": VERSION, "settings": settings})
-        folder = self.out / "shared" / f"{kind}-{key[:12]}"
-        done = folder.with_name(f"{folder.name}.json")
-        if done.is_file():
-            say(f"table {self.table}: {kind} of the same settings is there already: {self.name(folder)}")
-            self.reused.append(self.name(folder))
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with Stopwatch() as watch:
-            make(folder)
-        write_json(done, {"kind": kind, "settings": settings, "wall_s": watch.wall_s, "cpu_s": watch.cpu_s})
-        return folder
+        made = self.works.run(kind, {"what": kind, **inputs}, make)
+        self.note(made)
+        return made.folder
+
+    @property
+    def works(self) -> Works:
+        """What tables share, see `tasks.compare.stages`."""
+        return Works(self.out / "shared")
+
+    def note(self, work: Work) -> Work:
+        """Remembers that a shared work was there already."""
+        name = self.name(work.folder)
+        if work.reused and name not in self.reused:
+            self.reused.append(name)
+        return work
 
 
 class Stopwatch:

@@ -21,8 +21,8 @@ from xcodec_lm.codec.runtime.progress import track
 from xcodec_lm.codec.tokens import AudioTokenizer
 from xcodec_lm.tasks.eval import reconstruction, signal
 from xcodec_lm.tasks.eval.abx import Mode, abx
-from xcodec_lm.tasks.eval.abx_items import JSON_HINT, Item, ItemError, cut, items_of_words
-from xcodec_lm.tasks.eval.codec_features import FeatureKey, collect, feature_keys, has
+from xcodec_lm.tasks.eval.abx_items import JSON_HINT, Item, ItemError, SliceRule, cut, items_of_words
+from xcodec_lm.tasks.eval.codec_features import CODES, FeatureKey, code_keys, collect, feature_keys, has
 from xcodec_lm.tasks.eval.codec_probes import probes
 from xcodec_lm.tasks.eval.intervals import Estimate, difference_estimate, mean_estimate
 from xcodec_lm.tasks.eval.reconstruction import LOWER_IS_BETTER, N_QS, Domain, Values
@@ -74,7 +74,7 @@ def compare(
         data["probes"] = probes(codecs, every, keys, clip_s, seed)
         splits = HELD_OUT if split == "test" else (split,)
         held_out = [clip for clip in every if split is None or (clip.split or "train") in splits]
-        data["abx"] = discriminability(codecs, every if items else held_out, keys, items, seed)
+        data["abx"] = discriminability(codecs, every if items else held_out, [*keys, *code_keys(n_qs)], items, seed)
         data["abx_items"] = "of the given file" if items else f"words of {' and '.join(map(str, splits))}"
         if split is None and not items:
             data["abx_items"] = "words of all splits"
@@ -174,8 +174,9 @@ def _with_verdict(difference: Estimate, lower_is_better: bool) -> dict[str, Any]
 
 
 def discriminability(
-    codecs: Codecs, clips: Sequence[Clip], keys: Sequence[FeatureKey], items: Sequence[Item] | None, seed: int = 0
-) -> list[dict[str, Any]]:
+    codecs: Codecs, clips: Sequence[Clip], keys: Sequence[FeatureKey], items: Sequence[Item] | None, seed: int = 0,
+    slice_rule: SliceRule = "inclusive",
+) -> list[dict[str, Any]]:  # fmt: skip
     """ABX errors within and across speakers of every feature.
 
     Args:
@@ -184,6 +185,7 @@ def discriminability(
         keys: features.
         items: None takes the recordings of single words.
         seed: of the bootstrap.
+        slice_rule: which frames an item has.
 
     Returns:
         A row for each mode and feature: `mode`, `feature`, `n_q`, `items`, `empty`, `clipped`, `cells`, `by_seed` and
@@ -208,14 +210,17 @@ def discriminability(
             if has(codec, key) and (role, key) in collected:
                 found = collected[role, key]
                 vectors = {name: found.vectors[clip.id] for name, clip in by_name.items()}
-                cuts[role] = cut(chosen, vectors, found.frame_rate)
+                cuts[role] = cut(chosen, vectors, found.frame_rate, slice_rule)
         # an item that one of the codecs has no frame of is left out for both
         kept = [i for i in range(len(chosen)) if all(made.vectors[i] is not None for made in cuts.values())]
         for mode in MODES:
             results = {
-                role: abx([chosen[i] for i in kept], [made.vectors[i] for i in kept], mode)
+                role: abx(
+                    [chosen[i] for i in kept], [made.vectors[i] for i in kept], mode,
+                    distance="identical" if key.feature == CODES else "angular",
+                )
                 for role, made in cuts.items()
-            }
+            }  # fmt: skip
             first = next(iter(results.values()), None)
             if first is None or not first.errors:
                 continue

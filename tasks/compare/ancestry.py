@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xcodec_lm.codec.clips import Clip
-from xcodec_lm.tasks.sound.judging import has_heard
+from xcodec_lm.tasks.eval.ancestry import has_heard
 
 LEAST_VALUES = 256
 """Smaller tensors (norms at their first values, biases of zeros) are alike without being related."""
@@ -34,7 +34,7 @@ def doubt(judge: Any, codec: Any, codec_name: str, tested: Sequence[Clip]) -> st
         return f"{name} shares {shared} tensors of weights with {codec_name}"
     if named := named_in(getattr(judge, "ancestry", {}), codec, codec_name):
         return f"{name} was made from {named}, which is in {codec_name} too"
-    if why := has_heard(getattr(judge, "ancestry", {}), tested):
+    if why := has_heard(getattr(judge, "ancestry", {}), [clip.row for clip in tested]):
         return f"{name} {why}"
     return ""
 

@@ -178,35 +178,9 @@ def check_judges(judges: Judges, conditioners: Sequence[tuple[str, Any]], tested
                 )
             if related(judges.clap.ancestry, clap.ancestry):
                 judges.doubts["clap"] = f"{judges.clap.name} has the ancestry of the CLAP that {name} is conditioned on"
-<<<<<<< HEAD
-        if why := has_heard(judges.clap.ancestry, tested):
-            judges.doubts["clap"] = f"{judges.clap.name} {why}"
-    if judges.classes is not None and (why := has_heard(judges.classes.ancestry, tested)):
-        judges.doubts["class"] = f"the judge of classes {why}"
-    for why in judges.doubts.values():
-        say(f"note: {why}: its figures give no verdict")
-
-
-def related(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two ancestries are one: the same data, seed and first weights; unknown ones are not."""
-    facts = [json.dumps({key: origin.get(key) for key in SAME}, sort_keys=True) for origin in (one, other)]
-    known = any(one.get(key) is not None for key in SAME)
-    return known and facts[0] == facts[1]
-
-
-def has_heard(ancestry: dict[str, Any], tested: Sequence[Clip]) -> str:
-    """What tells that a judge was trained on clips that it is to judge; "" if nothing does."""
-    for unit in UNITS:
-        known = {str(name) for origin in ancestry.get("trained_on") or () for name in origin.get(unit) or ()}
-        both = sorted({str(clip.row[unit]) for clip in tested if clip.row.get(unit)} & known)
-        if both:
-            return f"was trained on {len(both)} of the tested {unit}s, such as {both[0]}"
-    return ""
-=======
         if why := has_heard(judges.clap.ancestry, rows):
             judges.doubts["clap"] = f"{judges.clap.name} {why}"
     if judges.classes is not None and (why := has_heard(judges.classes.ancestry, rows)):
         judges.doubts["class"] = f"the judge of classes {why}"
     for why in judges.doubts.values():
         say(f"note: {why}: its figures give no verdict")
->>>>>>> ha

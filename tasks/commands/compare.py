@@ -40,7 +40,10 @@ def compare(
 
     result, found = run(codecs, task, out, data, size, seeds, judges, clap, device)
     write_result(result, found, out)
-    words = ["xcodec-lm", "compare", "--codecs", *codecs, "--task", task, *(["--data", *map(str, data)] if data else []),
-             "--size", size, "--seeds", *map(str, seeds), "-o", str(out)]  # fmt: skip
-    say(f"report: {write_page(result, found, out, shlex.join(words))}")
+    words: list[object] = ["xcodec-lm", "compare", "--codecs", *codecs, "--task", task]
+    words += ["--data", *data] if data else []
+    words += ["--size", size, "--seeds", *seeds]
+    words += [word for flag, value in (("--judges", judges), ("--clap", clap)) if value for word in (flag, value)]
+    command = shlex.join(map(str, [*words, "-o", out]))
+    say(f"report: {write_page(result, found, out, command)}")
     return Result(format_result(result), result)

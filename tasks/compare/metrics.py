@@ -30,8 +30,8 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
         Metric("bits_per_s", "bits per second (dev)", None, 1, ".1f"),
     ),
 }
-"""In the order of tables. Bits per second are shown beside the rest and never a verdict: a codec that says little has the
-fewest."""
+"""In the order of tables. Bits per second are shown beside the rest and never a verdict: a codec that says little has
+the fewest."""
 PRIMARY: dict[Task, tuple[str, ...]] = {"tts": ("wer",), "music": ("frechet", "kid"), "sound": ("class", "clap")}
 """What the verdict as a whole goes by."""
 

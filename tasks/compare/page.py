@@ -35,6 +35,8 @@ from xcodec_lm.tasks.tts.page import system_folder
 SHOWN = 4
 """Items with players."""
 MOST_ITEMS = 400
+RATE = 16_000
+"""Of what is played."""
 
 
 def write_page(result: dict[str, Any], found: Sequence[Replication], out: Path, command: str = "") -> Path:
@@ -130,8 +132,7 @@ def _listening(found: Sequence[Replication]) -> list[PlayerRow]:
 def _player(label: str, path: Path, note: str = "") -> list[Player]:
     if not path.is_file():
         return []
-    audio = load_audio(path)
-    return [Player(label, audio.wav[0].numpy(), audio.sample_rate, note=note)]
+    return [Player(label, load_audio(path, RATE).wav[0].numpy(), RATE, note=note)]
 
 
 def _said(group: list[Replication]) -> list[PlayerRow]:
@@ -187,13 +188,13 @@ def _training(result: dict[str, Any], found: Sequence[Replication]) -> list[Bloc
         rows.append([one.codec, one.seed, facts["frame_rate"], facts["n_q"], facts["code_rate"], facts["steps"],
                      facts["rows_per_step"], facts["row_s"], facts["audio_s"], facts["parameters"], facts["bits_per_s"],
                      facts.get("codes_per_s"), wall, cpu])  # fmt: skip
-    table = Table(
-        ["codec", "seed", "frames/s", "codebooks", "codes/s", "steps", "rows a step", "seconds a row", "audio seen (s)",
-         "parameters", Column("bits per second", ".1f"), Column("codes/s in training", ".0f"), Column("wall (s)", ".0f"),
-         Column("processor (s)", ".0f")],
-        rows, "What every model was trained with",
-        footnote="Rows and steps are equal in seconds of audio; codebooks and frames are the codec's.",
-    )  # fmt: skip
+    heads: list[Column | str] = [
+        "codec", "seed", "frames/s", "codebooks", "codes/s", "steps", "rows a step", "seconds a row", "audio seen (s)",
+        "parameters", Column("bits per second", ".1f"), Column("codes/s in training", ".0f"),
+        Column("wall (s)", ".0f"), Column("processor (s)", ".0f"),
+    ]  # fmt: skip
+    footnote = "Rows and steps are equal in seconds of audio; codebooks and frames are the codec's."
+    table = Table(heads, rows, "What every model was trained with", footnote=footnote)
     return [table, *_curves(found)]
 
 

@@ -9,9 +9,8 @@ from xcodec_lm.tasks.eval.intervals import UNDECIDABLE
 
 def format_result(result: dict[str, Any]) -> str:
     """The table, the paired differences, what would change them, and the verdict last."""
-    metrics = [
-        metric for metric in result["metrics"] if any(metric["name"] in row["figures"] for row in result["rows"])
-    ]
+    measured = {name for row in result["rows"] for name in row["figures"]}
+    metrics = [metric for metric in result["metrics"] if metric["name"] in measured]
     head, *lines = _grid(
         [["", *(metric["label"] for metric in metrics)]]
         + [[_name(row), *(_figure(row["figures"].get(metric["name"]), metric) for metric in metrics)]
@@ -79,9 +78,8 @@ def _facts(result: dict[str, Any]) -> list[str]:
     for codec in result["codecs"]:
         own = [facts for facts in result["facts"] if facts["codec"] == codec]
         one = own[0]
-        wall, cpu = (
-            sum(stage[name] for facts in own for stage in facts["stages"].values()) for name in ("wall_s", "cpu_s")
-        )
+        stages = [stage for facts in own for stage in facts["stages"].values()]
+        wall, cpu = (sum(stage[name] for stage in stages) for name in ("wall_s", "cpu_s"))
         speed = one.get("codes_per_s")
         rows.append([
             f"  {codec}", f"{one['frame_rate']:g}", str(one["n_q"]), f"{one['code_rate']:g}", str(one["steps"]),

@@ -186,9 +186,8 @@ def judge(found: Difference, metric: Metric, doubt: str = "", unit: str = "unit"
     if doubt:
         return replace(found, verdict=UNDECIDABLE, why=doubt)
     if found.units < LEAST_UNITS:
-        return replace(
-            found, verdict=UNDECIDABLE, why=f"{found.units} {unit}s, fewer than {LEAST_UNITS}", needed=needed
-        )
+        few = f"{found.units} {unit}s, fewer than {LEAST_UNITS}"
+        return replace(found, verdict=UNDECIDABLE, why=few, needed=needed)
     if found.low <= 0 <= found.high:
         return replace(found, verdict=SAME, needed=needed)
     verdict = "better" if (found.value < 0) == metric.lower_is_better else "worse"

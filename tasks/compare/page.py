@@ -186,7 +186,8 @@ def _training(result: dict[str, Any], found: Sequence[Replication]) -> list[Bloc
         facts = one.facts
         wall, cpu = (sum(stage[name] for stage in facts["stages"].values()) for name in ("wall_s", "cpu_s"))
         rows.append([one.codec, one.seed, facts["frame_rate"], facts["n_q"], facts["code_rate"], facts["steps"],
-                     facts["rows_per_step"], facts["row_s"], facts["audio_s"], facts["parameters"], facts["bits_per_s"],
+                     facts["rows_per_step"], facts["row_s"], facts.get("audio_s"), facts["parameters"],
+                     facts["bits_per_s"],
                      facts.get("codes_per_s"), wall, cpu])  # fmt: skip
     heads: list[Column | str] = [
         "codec", "seed", "frames/s", "codebooks", "codes/s", "steps", "rows a step", "seconds a row", "audio seen (s)",

@@ -82,7 +82,7 @@ def compare(
     if heard is None:
         first = next(iter(loaded))
         job = make_job(task, first, manifests, 0, size, out, loaded=loaded[first], **more)
-        heard = part.judges_stage(job, loaded)
+        heard = part.judges_stage(job, {Path(name).name: codec for name, codec in loaded.items()})
     found: list[Replication] = []
     total = len(seeds) * len(loaded)
     for seed in seeds:

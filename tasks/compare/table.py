@@ -80,11 +80,11 @@ def _facts(result: dict[str, Any]) -> list[str]:
         one = own[0]
         stages = [stage for facts in own for stage in facts["stages"].values()]
         wall, cpu = (sum(stage[name] for stage in stages) for name in ("wall_s", "cpu_s"))
-        speed = one.get("codes_per_s")
+        seen, speed = one.get("audio_s"), one.get("codes_per_s")
         rows.append([
             f"  {codec}", f"{one['frame_rate']:g}", str(one["n_q"]), f"{one['code_rate']:g}", str(one["steps"]),
-            f"{one['audio_s']:.0f} s", f"{one['parameters'] / 1e6:.2f} M", "-" if speed is None else f"{speed:.0f}",
-            f"{wall / len(own):.0f} s", f"{cpu / len(own):.0f} s",
+            "-" if seen is None else f"{seen:.0f} s", f"{one['parameters'] / 1e6:.2f} M",
+            "-" if speed is None else f"{speed:.0f}", f"{wall / len(own):.0f} s", f"{cpu / len(own):.0f} s",
         ])  # fmt: skip
     return _grid(rows)
 

@@ -170,7 +170,7 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
         if before is not None and before != now:
             differs = [name for name in now if before.get(name) != now[name]] or sorted(set(before) - set(now))
             raise XcodecLMError(
-                f"{out} holds another comparison: {', '.join(differs)} differ(s)",
+                f"{out} holds another comparison: {', '.join(differs)} differ",
                 "choose another folder with -o; only --seeds may change",
             )
     elif out.is_dir() and any(out.iterdir()):

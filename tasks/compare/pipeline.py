@@ -58,13 +58,15 @@ def compare(
     started = time.monotonic()
     check_names(codecs, seeds)
     config = load_size(size)
-    check_extras(task)
+    check_extras(task, synthetic=not data)
     loaded = load_codecs(codecs)
     rate = common_rate(loaded)
     if task == "sound" and clap is None and (PRETRAINED / SHIPPED_CLAP).is_dir():
         clap = SHIPPED_CLAP
     elif task != "sound" and clap is not None:
         raise UsageError(f"--clap conditions sounds; --task {task} has no use for it", "leave it out")
+    if task == "music" and judges is not None:
+        raise UsageError("texture needs no judge; --task music has no use for --judges", "leave it out")
     part = TASKS[task]
     if data:
         part.check_corpus(data, clap)
@@ -111,16 +113,19 @@ def check_names(codecs: Sequence[str], seeds: Sequence[int]) -> None:
         raise UsageError(f"--seeds must be different numbers, at least one, got {list(seeds)}")
 
 
-def check_extras(task: Task) -> None:
+def check_extras(task: Task, synthetic: bool = False) -> None:
     """Refuses a task whose extra is not installed, before anything is made.
 
     Raises:
         XcodecLMError: it names the extra.
     """
     if task == "tts":
+        from xcodec_lm.tasks.data.espeak import find_espeak
         from xcodec_lm.tasks.eval.wer import word_counts
 
         word_counts([])  # asks for jiwer
+        if synthetic:
+            find_espeak()
 
 
 def load_codecs(codecs: Sequence[str]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,10 @@ from xcodec_lm.lm.layouts import layout_from
 from xcodec_lm.tasks.compare.ancestry import doubt, shared_weights
 from xcodec_lm.tasks.compare.equal import check_codec, equal_music, equal_tts
 from xcodec_lm.tasks.compare.pipeline import check_names, claim
+from xcodec_lm.tasks.compare.replication import Replication
+from xcodec_lm.tasks.compare.result import judge_all
 from xcodec_lm.tasks.compare.stages import Stages, corpus_key, key_of
+from xcodec_lm.tasks.compare.table import format_result
 from xcodec_lm.tasks.compare.tts import spread
 
 SPEC = TokenSpec("fifty", 16_000, 16_000, 320, (1024,) * 8, fingerprint="f")
@@ -157,6 +162,65 @@ def test_a_judge_made_from_the_teacher_or_trained_on_what_is_tested_is_doubted()
     assert "tested speakers, such as eve" in doubt(heard, codec, "fifty", tested)
     twin = SimpleNamespace(spec=SPEC, semantic_config=SimpleNamespace(teacher="none"))
     assert doubt(SimpleNamespace(name="l", ancestry={"weights_from": "none"}), twin, "fifty", []) == ""
+
+
+# ------------------------------------------------------------------ results
+
+
+def spoken(codec, seed, model, shuffled=1.0, speakers=12, doubts=None):
+    """A made-up replication of speech: word errors of four utterances of every speaker."""
+    rng, items = np.random.default_rng(seed), []
+    for system, rate in (("model", model), ("shuffled", shuffled), ("untrained", 1.2), ("recordings", 0.02)):
+        for number in range(4 * speakers):
+            errors = int(rng.binomial(20, min(1.0, rate))) if rate <= 1 else round(20 * rate)
+            items.append({"system": system, "id": f"u{number}", "unit": f"s{number % speakers}", "errors": errors,
+                          "words": 20})  # fmt: skip
+    stages = {name: {"wall_s": 1.0, "cpu_s": 1.0} for name in ("tokens", "train", "score")}
+    facts = {"codec": codec, "audio_s": 10.0, "bits_per_s": 100.0, "frame_rate": 50.0, "n_q": 8, "code_rate": 400.0,
+             "steps": 5, "parameters": 1000, "stages": stages}  # fmt: skip
+    return Replication("tts", codec, codec, seed, "tiny", Path(), Path(), items, doubts=doubts or {}, facts=facts,
+                       result={"judges": {"recogniser": "tinyctc"}})  # fmt: skip
+
+
+def pair_of(*found):
+    (pair,) = judge_all(found)["pairs"]
+    return pair
+
+
+def test_fewer_word_errors_make_the_model_better():
+    pair = pair_of(spoken("a", 0, 0.3), spoken("b", 0, 0.5), spoken("a", 1, 0.3), spoken("b", 1, 0.5))
+    assert (pair["verdict"], pair["why"]) == ("better", "by WER[tinyctc] in %")
+    assert pair["sentence"].startswith("a makes this tts model better than b does, by WER")
+    assert pair["metrics"]["wer"]["value"] == pytest.approx(-0.2, abs=0.05)
+    assert pair_of(spoken("a", 0, 0.5), spoken("b", 0, 0.3))["verdict"] == "worse"
+    assert "one training seed, 0" in pair_of(spoken("a", 0, 0.5), spoken("b", 0, 0.3))["sentence"]
+
+
+def test_two_models_that_do_not_follow_their_texts_are_not_compared():
+    lost = pair_of(spoken("a", 0, 0.8, shuffled=0.8), spoken("b", 0, 0.95, shuffled=0.95))
+    assert lost["metrics"]["wer"]["verdict"] == "better" and lost["verdict"] == "not decidable"
+    assert "not shown to be better than shuffled" in lost["why"]
+    # Where one of them does, the other's failure is a result.
+    assert pair_of(spoken("a", 0, 0.3), spoken("b", 0, 0.95, shuffled=0.95))["verdict"] == "better"
+
+
+def test_doubts_and_few_speakers_withhold_the_verdict():
+    why = "the recogniser errs on 30% of the words of real recordings"
+    doubted = pair_of(spoken("a", 0, 0.3, doubts={"wer": why}), spoken("b", 0, 0.5))
+    assert (doubted["verdict"], doubted["why"]) == ("not decidable", why)
+    few = pair_of(spoken("a", 0, 0.3, speakers=9), spoken("b", 0, 0.5, speakers=9))
+    assert (few["verdict"], few["why"]) == ("not decidable", "9 speakers, fewer than 10")
+    assert "at least 10 speakers" in few["needed"] or "about 10 speakers" in few["needed"]
+
+
+def test_the_table_says_the_verdict_last_and_that_several_comparisons_are_several():
+    result = judge_all([spoken("a", 0, 0.3), spoken("b", 0, 0.5), spoken("c", 0, 0.4)])
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("a", "b"), ("a", "c")]
+    assert any("2 comparisons" in text for text in result["warnings"])
+    lines = format_result(result).splitlines()
+    said = [line for line in lines if line.startswith("VERDICT")]
+    assert said == [f"VERDICT  {pair['sentence']}" for pair in result["pairs"]]
+    assert any(line.startswith("recordings ") for line in lines)
 
 
 # ------------------------------------------------------------------ refusals

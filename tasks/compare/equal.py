@@ -2,8 +2,8 @@
 
 Presets are written for 50 frames/s. A row of theirs is so many seconds of audio, a step so many rows. A codec of
 another frame rate or with fewer codebooks gets rows of the same seconds, in more or fewer positions, and steps of as
-many rows; steps, seed, sizes of the model and the schedule stay. So every model sees the same seconds of audio in the same order;
-what differs is how many codes these are.
+many rows; steps, seed, sizes of the model and the schedule stay. So every model sees the same seconds of audio in the
+same order; what differs is how many codes these are.
 """
 
 from __future__ import annotations

@@ -74,10 +74,11 @@ def replicate(
     heard = job.judges or part.judges_stage(job, {job.name: job.codec})
     score = _score_stage(job, part, tokens, train, heard, seconds.row_s)
     scored = Scored.load(score.folder)
+    seen = {"audio_s": round(seconds.most_s * train.facts["row_fill"], 1)} if train.facts.get("row_fill") else {}
     facts = {
         "codec": job.name, "fingerprint": job.codec.spec.fingerprint, "sample_rate": job.codec.spec.sample_rate,
         "output_sample_rate": job.codec.spec.output_sample_rate, "frame_rate": float(job.codec.spec.frame_rate),
-        "judged_rate": job.rate, "seed": seed, **seconds.to_dict(), **train.facts,
+        "judged_rate": job.rate, "seed": seed, **seconds.to_dict(), **seen, **train.facts,
         "bits_per_s": scored.result.get("model_bits_per_s", train.facts.get("dev_bits_per_s")),
         "stages": {name: {"folder": str(stage.folder), "wall_s": stage.wall_s, "cpu_s": stage.cpu_s,
                           "reused": stage.reused}

@@ -26,7 +26,7 @@ from xcodec_lm.tasks.compare.replication import (
     UNTRAINED,
     Scored,
 )
-from xcodec_lm.tasks.compare.stages import Stage
+from xcodec_lm.tasks.compare.stages import Stage, key_of
 from xcodec_lm.tasks.eval.reconstruction import unit_of
 from xcodec_lm.tasks.eval.train_evaluators import thin
 from xcodec_lm.tasks.sound import training
@@ -100,7 +100,8 @@ def score(job: Job, tokens: Stage, train: Stage, judges: JudgeFolder, row_s: flo
     # The same length for every codec, whatever its frames.
     seconds = settings.seconds or round(min(float(np.median([clip.duration_s for clip in clips])), row_s), 2)
     sound = load_sound(train.folder / "run", job.codec, job.clap, job.where)
-    listeners = load_judges(judges.folder, known, folder, 0, job.where)
+    keep = job.stages.root / "judges" / f"classes-{key_of(job.corpus)}"  # where the given judges know no classes
+    listeners = load_judges(judges.folder, known, keep, 0, job.where)
     guidance = None if sound.default_guidance == 1 else settings.cfg
     data = evaluate_sound(
         [(job.name, sound)], job.manifests, listeners, folder / "audio",

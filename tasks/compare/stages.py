@@ -35,8 +35,8 @@ class Stage:
         folder: what it made lies here.
         key: of its inputs.
         facts: what its maker returned, as plain values.
-        wall_s: seconds that it took, over all calls that worked on it to the end; 0 where unknown.
-        cpu_s: seconds of processor time, likewise.
+        wall_s: seconds that the call took which finished it.
+        cpu_s: seconds of processor time of that call.
         reused: whether it was there already.
     """
 

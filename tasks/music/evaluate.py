@@ -296,7 +296,7 @@ def write_sets(
 def _continue(
     music: MusicModel, known: list[AudioTokens], frames: int, seconds: float, seeds: list[int], sampling: Sampling
 ) -> list[Tensor]:
-    """(1, N) audio of each prompt, the first `frames` of its tokens, and what a model adds; all are decoded together."""
+    """(1, N) audio of each prompt, the first `frames` of its tokens, and what a model adds to them."""
     prompts = torch.cat([tokens.codes[:, : music.n_q, :frames] for tokens in known])
     new = continue_codes(music.model, music.layout, prompts, music.frames(seconds), sampling, seeds).to(prompts.device)
     spec = music.codec.spec.take(music.n_q)

@@ -19,6 +19,7 @@ import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.commands import (
+    arch,
     clap,
     codec,
     codec_eval,
@@ -193,6 +194,7 @@ COMMANDS: dict[str, Command] = {
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
     "eval train-evaluators": Command(evaluate.train_evaluators, "small judges of generated speech from your own data"),
+    "eval arch": Command(arch.eval_arch, "linear probes on the data sets of ARCH, from local folders"),
     "tts train": Command(tts.tts_train, "train VALL-E's AR and NAR over token stores of speech with text", parses=True),
     "tts say": Command(tts.tts_say, "speak a text in the voice of a recording"),
     "tts eval": Command(tts.tts_eval, "word errors and likeness of zero-shot speech, beside codec and controls"),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -241,8 +241,10 @@ def discriminability(
 
 
 @torch.inference_mode()
-def encoding(codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds that encoding a second of audio takes, one recording at a time.
+def encoding(
+    codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS, job: Literal["encode", "decode"] = "encode"
+) -> dict[str, Any]:
+    """Seconds that encoding (or decoding) a second of audio takes, one recording at a time.
 
     The codecs take turns on every recording, in an order that turns round each time, so that whatever else the machine
     does falls on both alike.
@@ -258,6 +260,13 @@ def encoding(codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS) -> d
         for role, codec in codecs.items()
     }
     audio_s = sum(wav.shape[2] for wav in wavs["codec"]) / codecs["codec"].spec.sample_rate
+    jobs: dict[str, list[Callable[[], torch.Tensor]]] = {}
+    for role, codec in codecs.items():
+        if job == "encode":
+            jobs[role] = [lambda codec=codec, wav=wav: codec.encode(wav).codes for wav in wavs[role]]
+        else:
+            tokens = [codec.encode(wav) for wav in wavs[role]]
+            jobs[role] = [lambda codec=codec, given=given: codec.decode(given)[0] for given in tokens]
     taken: dict[str, list[float]] = {role: [] for role in codecs}
     for repeat in track(range(-1, repeats), "timing", repeats + 1):  # the first one warms up
         spent = dict.fromkeys(codecs, 0.0)
@@ -265,7 +274,7 @@ def encoding(codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS) -> d
         for index in range(len(chosen)):
             for role in roles:
                 start = time.perf_counter()
-                codecs[role].encode(wavs[role][index]).codes.cpu()  # waits for a GPU too
+                jobs[role][index]().cpu()  # waits for a GPU too
                 spent[role] += time.perf_counter() - start
         if repeat >= 0:
             for role, seconds in spent.items():

@@ -65,6 +65,11 @@ def code_keys(n_qs: Sequence[int]) -> list[FeatureKey]:
     return [FeatureKey(CODES, n_q) for n_q in sorted({min(n_qs), max(n_qs)})]
 
 
+def needs_tokens(feature: str) -> bool:
+    """Whether a feature comes from the codes of a number of layers."""
+    return feature not in OF_AUDIO
+
+
 def has(codec: Any, key: FeatureKey) -> bool:
     """Whether a codec can be asked for a feature."""
     return key.feature == CODES or (isinstance(codec, FrameFeatures) and key.feature in codec.features)

@@ -65,7 +65,7 @@ def phones_of_textgrid(path: Path) -> list[Interval]:
     try:
         tiers = _tiers(tokens)
     except (StopIteration, ValueError, RuntimeError) as error:
-        raise ItemError(f"{path} is no TextGrid in text form: {error or 'it ends early'}", HINT) from None
+        raise ItemError(f"{path} is no TextGrid in text form: {str(error) or 'it ends early'}", HINT) from None
     for name, intervals in tiers.items():
         if name.lower() in ("phones", "phone", "phonemes") or name.lower().endswith("- phones"):
             return intervals

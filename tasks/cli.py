@@ -192,6 +192,8 @@ COMMANDS: dict[str, Command] = {
     "clap train": Command(clap.clap_train, "train a CLAP, which embeds sounds and captions alike", parses=True),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
+    "eval list": Command(evaluate.eval_list, "every metric: what it needs, who hears for it, what is missing"),
+    "eval run": Command(evaluate.eval_run, "a suite of metrics over recordings and references, with verdicts"),
     "eval train-evaluators": Command(evaluate.train_evaluators, "small judges of generated speech from your own data"),
     "tts train": Command(tts.tts_train, "train VALL-E's AR and NAR over token stores of speech with text", parses=True),
     "tts say": Command(tts.tts_say, "speak a text in the voice of a recording"),

@@ -82,7 +82,7 @@ ENTRIES: tuple[Entry, ...] = (
         licence="that of its training data", origin="xcodec-lm sound eval writes one",
     ),
     Entry(
-        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "mean and deviation of 64 log-mels / 16 kHz",
+        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "mean, deviation of 64 log-mels / 16 kHz",
         licence="Apache-2.0",
     ),
     # ------------------------------------------------------------------ captions

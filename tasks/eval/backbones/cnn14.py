@@ -200,7 +200,7 @@ def cnn14_from_published(tensors: Mapping[str, Tensor], sample_rate: int, where:
         where: the file, for errors.
 
     Raises:
-        XcodecLMError: a tensor is missing, unknown or of another shape, or the spectrum is another than is computed here.
+        XcodecLMError: a tensor is missing, unknown or of another shape, or the spectrum is another one.
     """
     weights = dict(tensors)
     bins, bands = shape_of(weights, MEL, str(where))

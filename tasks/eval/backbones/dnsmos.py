@@ -29,7 +29,7 @@ from xcodec_lm.tasks.eval.backbones.mel import slaney_filters
 from xcodec_lm.tasks.eval.backbones.weights import need_package, package_folder
 from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, check_clips
 
-INSTALL = "pip install --no-deps speechmos && pip install onnxruntime"
+INSTALL = "pip install speechmos onnxruntime"
 P835, P808 = "sig_bak_ovr.onnx", "model_v8.onnx"
 WINDOW = 144_160
 """Samples of 9.01 s."""

@@ -108,7 +108,8 @@ def _guess(name: str) -> str:
     back = {"feature_projection.projection.": "post_extract_proj.", "feature_projection.layer_norm.": "layer_norm.",
             ".attention.": ".self_attn.", ".feed_forward.intermediate_dense.": ".fc1.",
             ".feed_forward.output_dense.": ".fc2.", "pos_conv_embed.conv.": "pos_conv.0.",
-            "parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}  # fmt: skip
+            "parametrizations.weight.original0": "weight_g",
+            "parametrizations.weight.original1": "weight_v"}  # fmt: skip
     if re.match(r"encoder\.layers\.\d+\.layer_norm\.", name):
         name = name.replace(".layer_norm.", ".self_attn_layer_norm.")
     for here, there in back.items():

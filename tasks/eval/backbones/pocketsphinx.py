@@ -21,7 +21,7 @@ from xcodec_lm.tasks.eval.backbones.ssl_models import lengthen
 from xcodec_lm.tasks.eval.backbones.weights import need_package
 from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, check_clips, is_silent
 
-INSTALL = "pip install pocketsphinx"
+INSTALL = "pip install 'pocketsphinx>=5'"
 SHORTEST = SAMPLE_RATE // 10
 
 
@@ -55,8 +55,9 @@ class PocketSphinx:
                 "it should hold en-us/, en-us.lm.bin and a dictionary",
             ) from None
         self.ancestry: dict[str, Any] = {
-            "weights_from": f"PocketSphinx {getattr(package, '__version__', '')}".strip(), "base": "en-us of CMU Sphinx",
-        }  # fmt: skip
+            "weights_from": self.folder.name if folder else "the package pocketsphinx",
+            "base": "en-us of CMU Sphinx",
+        }
 
     @cached_property
     def fingerprint(self) -> str:

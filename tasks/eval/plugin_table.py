@@ -44,7 +44,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "resemblyzer", "speaker", "package", f"{_BACKBONES}.resemblyzer:load", "GE2E LSTM / 16 kHz",
-        packages=("resemblyzer",), install="pip install --no-deps Resemblyzer", licence="Apache-2.0",
+        packages=("resemblyzer", "webrtcvad"),
+        install="pip install --no-deps Resemblyzer && pip install webrtcvad-wheels", licence="Apache-2.0",
     ),
     Entry(
         "tinyspeaker", "speaker", "trained", "xcodec_lm.tasks.eval.tiny_speaker:load_tiny_speaker",
@@ -57,7 +58,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "dnsmos", "mos", "package", f"{_BACKBONES}.dnsmos:load", "DNSMOS P.835 and P.808 / 16 kHz",
-        packages=("speechmos", "onnxruntime"), install="pip install speechmos onnxruntime librosa", licence="MIT",
+        packages=("speechmos", "onnxruntime"), install="pip install speechmos onnxruntime", licence="MIT",
     ),
     # ------------------------------------------------------------------ features of sets
     Entry(
@@ -82,7 +83,7 @@ ENTRIES: tuple[Entry, ...] = (
         licence="that of its training data", origin="xcodec-lm sound eval writes one",
     ),
     Entry(
-        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "mean, deviation of 64 log-mels / 16 kHz",
+        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "log-mel statistics of half seconds / 16 kHz",
         licence="Apache-2.0",
     ),
     # ------------------------------------------------------------------ captions

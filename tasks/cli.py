@@ -34,6 +34,7 @@ from xcodec_lm.tasks.commands import (
     general,
     hubert,
     music,
+    reproduce,
     sound,
     tts,
 )
@@ -173,6 +174,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(general.demo, "the whole path in one command, with a report to listen to"),
+    "reproduce": Command(reproduce.reproduce, "table1 to table7 or all: the paper's tables, on its data or in small"),
     "presets": Command(general.presets, "ls, show NAME or cp NAME: configurations to start from"),
     "data scan": Command(data.data_scan, "list the recordings of a folder or a corpus in a manifest"),
     "data check": Command(data.data_check, "find everything that is wrong with a manifest"),

@@ -67,7 +67,11 @@ TABLES_OF = {"speech": (1, 2, 6), "music": (3, 7), "sound": (4,)}
 
 def _still(corpus: Corpus) -> str:
     works = [table for domain, tables in TABLES_OF.items() if domain in corpus.manifests for table in tables]
-    return f"tables {', '.join(map(str, sorted([*works, 5])))} work with what is there" if works else "name another --corpus"
+    return (
+        f"tables {', '.join(map(str, sorted([*works, 5])))} work with what is there"
+        if works
+        else "name another --corpus"
+    )
 
 
 def find_corpus(place: Place, settings: Settings, wanted: Sequence[str]) -> Corpus:

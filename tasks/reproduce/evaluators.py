@@ -58,7 +58,9 @@ def parse_weights(entries: Sequence[str]) -> dict[str, str]:
     for entry in entries:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):
-            raise UsageError(f"--weights {entry!r} has no name or no path", "write NAME=PATH; names: xcodec-lm eval list")
+            raise UsageError(
+                f"--weights {entry!r} has no name or no path", "write NAME=PATH; names: xcodec-lm eval list"
+            )
         if name in found:
             raise UsageError(f"--weights names {name} twice")
         found[name] = path

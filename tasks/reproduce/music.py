@@ -265,9 +265,16 @@ def _published(folder: Path, system: str, judge: Any, whole: bool) -> float:
 
 def _projection(place: Place, prepared: Facts) -> Projection:
     """Axes of texture, fitted on training recordings, or where models are given on the crops' recordings."""
-    paths = [clip.path for path in prepared["training"] for clip in thin(read_manifests([place.path(path)], "train"), MOST_TRAINING)]
+    paths = [
+        clip.path
+        for path in prepared["training"]
+        for clip in thin(read_manifests([place.path(path)], "train"), MOST_TRAINING)
+    ]
     paths = paths or [place.path(known["audio"]) for known in prepared["recordings"].values()]
-    rows = [texture(load_audio(path, 16_000, duration_s=TRAINING_S).wav[0], 16_000) for path in track(paths, "texture", len(paths))]
+    rows = [
+        texture(load_audio(path, 16_000, duration_s=TRAINING_S).wav[0], 16_000)
+        for path in track(paths, "texture", len(paths))
+    ]
     return Projection.fit(np.concatenate(rows), dims_for(prepared["crops"] * 2))
 
 

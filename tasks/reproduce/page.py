@@ -141,7 +141,9 @@ def _document(
 ) -> Report:  # fmt: skip
     blocks: list[Block] = []
     if scores["not_comparable"]:
-        blocks.append(Note("Not comparable with the paper because " + "; ".join(scores["not_comparable"]) + ".", "warning"))
+        blocks.append(
+            Note("Not comparable with the paper because " + "; ".join(scores["not_comparable"]) + ".", "warning")
+        )
     blocks.append(ours)
     if (differences := _differences(scores)) is not None:
         blocks.append(differences)

@@ -144,12 +144,12 @@ TABLES: dict[int, PaperTable] = {
             key: Measured(head, ".2f", "max")
             for key, head in (
                 ("esc50", "ESC-50"), ("us8k", "US8K"), ("fsd50k", "FSD50K"), ("vivae", "VIVAE"), ("fma_small", "FMA"),
-                ("magna_tag_a_tune", "MTT"), ("irmas", "IRMAS"), ("medley_solos_db", "MS-DB"), ("ravdess", "RAVDESS"),
-                ("audio_mnist", "A-MNIST"), ("slurp", "SLURP"), ("emovo", "EMOVO"),
+                ("mtt", "MTT"), ("irmas", "IRMAS"), ("medley_solos", "MS-DB"), ("ravdess", "RAVDESS"),
+                ("audiomnist", "A-MNIST"), ("slurp", "SLURP"), ("emovo", "EMOVO"),
             )
         },
         _rows(
-            "esc50 us8k fsd50k vivae fma_small magna_tag_a_tune irmas medley_solos_db ravdess audio_mnist slurp emovo",
+            "esc50 us8k fsd50k vivae fma_small mtt irmas medley_solos ravdess audiomnist slurp emovo",
             {
                 "DAC": "27.65 45.16 7.08 30.80 38.50 27.69 30.33 51.79 37.50 73.59 7.72 23.46",
                 "Encodec": "30.60 64.47 8.63 31.59 39.5 26.57 28.16 64.47 31.60 78.71 8.44 25.51",

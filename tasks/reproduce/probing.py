@@ -42,7 +42,9 @@ def stages(place: Place, settings: Settings) -> list[Stage]:
 
         return arch_probing.stages(place, settings)
     given = settings.corpus
-    manifests = [] if given is None else [path for name in ("speech", "sound") if (path := given / f"{name}.jsonl").is_file()]
+    manifests = (
+        [] if given is None else [path for name in ("speech", "sound") if (path := given / f"{name}.jsonl").is_file()]
+    )
     inputs = {"seed": settings.seed, "quick": settings.quick, "data": corpus_key(manifests) if manifests else None}
     return [
         Stage("prepare", inputs, lambda folder, _: _prepare(place, settings, folder), files=(LIST,)),
@@ -151,7 +153,9 @@ def probe_differences(
             if name != names[0] or key.feature == "ssl":
                 continue
             partners = [one for one in correct if one[0] == other and one[1].feature in (key.feature, "post_vq")]
-            partner = next((one for one in partners if one[1].feature == key.feature), partners[0] if partners else None)
+            partner = next(
+                (one for one in partners if one[1].feature == key.feature), partners[0] if partners else None
+            )
             if partner is None:
                 continue
             for metric in metrics:
@@ -159,7 +163,9 @@ def probe_differences(
                     estimate = difference_estimate(
                         values[metric.key], correct[partner][metric.key], units[metric.key], seed
                     )
-                    found.append(difference(metric, f"{name}, {key.feature}", f"{other}, {partner[1].feature}", estimate))
+                    found.append(
+                        difference(metric, f"{name}, {key.feature}", f"{other}, {partner[1].feature}", estimate)
+                    )
     return found
 
 

@@ -92,7 +92,12 @@ def _demo_clips(place: Place, settings: Settings, folder: Path) -> Facts:
 
 def _listed(place: Place, chosen: Sequence[Clip], folder: Path, origin: str, of: int) -> Facts:
     write_lines(folder / LIST, "clip\tspeaker", [(clip.id, clip.row.get("speaker") or clip.id) for clip in chosen])
-    return {"clips": len(chosen), "of": of, "origin": origin, "files": {clip.id: place.name(clip.path) for clip in chosen}}
+    return {
+        "clips": len(chosen),
+        "of": of,
+        "origin": origin,
+        "files": {clip.id: place.name(clip.path) for clip in chosen},
+    }
 
 
 # ---------------------------------------------------------------------- figures
@@ -101,7 +106,9 @@ def _listed(place: Place, chosen: Sequence[Clip], folder: Path, origin: str, of:
 @torch.inference_mode()
 def _score(place: Place, settings: Settings, lists: Path, prepared: Facts) -> Facts:
     listed = read_lines(lists / LIST)
-    clips = [Clip(name, place.path(prepared["files"][name]), 0.0, None, {"speaker": speaker}) for name, speaker in listed]
+    clips = [
+        Clip(name, place.path(prepared["files"][name]), 0.0, None, {"speaker": speaker}) for name, speaker in listed
+    ]
     units = [speaker for _, speaker in listed]
     codecs = named_codecs.load_codecs(settings)
     rate = min(codec.spec.output_sample_rate for codec in codecs.values())

@@ -89,6 +89,7 @@ class Settings:
         runs: `NAME=RUN` each, trained language models by the name of their codec.
         weights: evaluator -> folder or file of its published weights.
         judges: folder of `eval train-evaluators`, for evaluators without weights; the demo trains its own.
+        clap: the CLAP that conditions models of sound; the demo conditions them on classes without one.
         preset: of the language models; empty takes the paper's, or the demo's.
         steps: training steps of the language models; None takes the preset's.
         split: of MUSDB18: all tracks, or those of train or test.
@@ -112,6 +113,7 @@ class Settings:
     runs: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     judges: Path | None = None
+    clap: str | None = None
     preset: str = ""
     steps: int | None = None
     split: str = "all"

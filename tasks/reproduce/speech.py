@@ -139,7 +139,11 @@ def _jobs(place: Place, settings: Settings, prepared: Facts) -> dict[str, Any]:
     if steps is not None:
         overrides = {"optim.steps": steps, "nar_optim.steps": max(1, steps // 2),
                      "optim.warmup_steps": min(50, steps // 4), "nar_optim.warmup_steps": min(30, steps // 8)}  # fmt: skip
-    own = {"judge_steps": scale.judge_steps, "voice_steps": max(1, scale.judge_steps // 2), "copies": 0} if settings.demo else {}
+    own = (
+        {"judge_steps": scale.judge_steps, "voice_steps": max(1, scale.judge_steps // 2), "copies": 0}
+        if settings.demo
+        else {}
+    )
     return models.jobs(place, settings, "tts", manifests, settings.preset, overrides, **own)
 
 
@@ -225,7 +229,7 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
     rows = [row("GT", cells("ground truth", "ground truth"), "", "GT", reference=True)]
     for name, codec in codecs.items():
         kind = named_codecs.paper_name(codec)
-        of = ("X-Codec-wavlm-base-plus" if "wavlm" in str(getattr(codec, "semantic_config", "")) else "X-Codec-hubert")
+        of = "X-Codec-wavlm-base-plus" if "wavlm" in str(getattr(codec, "semantic_config", "")) else "X-Codec-hubert"
         rows.append(row(name, cells(f"{name}: AR", f"{name}: AR+NAR"), "", of if kind == XCODEC else kind))
         rows.append(row(name, cells(f"{name}: resynthesis", f"{name}: resynthesis"), "resynthesis of the recordings",
                         reference=True))  # fmt: skip

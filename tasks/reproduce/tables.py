@@ -155,7 +155,7 @@ def identity(this: Reproduction, settings: Settings) -> Facts:
     """What a table's folder is known by: the choices that its result depends on."""
     common = ("demo", "codecs", "seed", "weights", "judges")
     if settings.demo:
-        return settings.facts((*common, "corpus", "quick", "runs", "steps", "preset"))
+        return settings.facts((*common, "corpus", "quick", "runs", "steps", "preset", "clap"))
     return settings.facts((*common, *this.needs, *this.uses))
 
 

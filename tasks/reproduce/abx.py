@@ -88,7 +88,8 @@ def _real_items(place: Place, settings: Settings, folder: Path) -> Facts:
             "items and recordings must be of one subset: test-clean.item belongs to test-clean/",
         )
     _write_items(folder / ITEMS, items)
-    return {"items": len(items), "recordings": {name: place.name(files[name]) for name in {item.clip for item in items}},
+    used = sorted({item.clip for item in items})
+    return {"items": len(items), "recordings": {name: place.name(files[name]) for name in used},
             "origin": f"LibriSpeech {root.name}, {settings.items.name}", "units": "triphones"}  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def _score(place: Place, settings: Settings, lists: Path, prepared: Facts) -> Fa
          *named_codecs.codec_settings(codecs)],
         [f"the items are {prepared['origin']}: whole words are told apart, not phones"] if demo else [],
         {"ABX": {}},
-        [f"{len(items)} items of {prepared['origin']}; errors in percent, chance 50. post_vq is the sum of the codewords; "
+        [f"{len(items)} items of {prepared['origin']}; errors in percent, chance 50. post_vq sums the codewords; "
          "sem_decoder is trained to copy the teacher."],
     )  # fmt: skip
 

@@ -66,7 +66,8 @@ def _prepare(place: Place, settings: Settings, folder: Path) -> Facts:
     if absent:
         say(f"table 5: {len(absent)} of 12 data sets are not there: {', '.join(absent)}")
     return {"roots": {name: place.name(root) for name, root in roots.items()}, "absent": absent,
-            "recordings": {one.name: len(one.rows) for one in data}, "missing": {one.name: len(one.missing) for one in data}}  # fmt: skip
+            "recordings": {one.name: len(one.rows) for one in data},
+            "missing": {one.name: len(one.missing) for one in data}}  # fmt: skip
 
 
 def _score(place: Place, settings: Settings, prepared: Facts) -> Facts:

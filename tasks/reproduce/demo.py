@@ -1,7 +1,7 @@
 """The small corpus of `--demo`: recordings of a folder, or music, sounds and speech made by arithmetic and espeak-ng.
 
-Single words, which ABX and probes need, are said by espeak-ng in its test voices, each take with a pitch, tempo and room
-of its own: voices that no shipped model was trained on.
+Single words, which ABX and probes need, are said by espeak-ng in its test voices, each take with a pitch, tempo and
+room of its own: voices that no shipped model was trained on.
 """
 
 from __future__ import annotations

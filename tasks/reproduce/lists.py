@@ -21,7 +21,7 @@ Crop = tuple[str, float]
 
 
 def draw_clips(clips: Sequence[Clip], count: int, seed: int) -> list[Clip]:
-    """`count` different clips, or all where there are fewer, in the order of their ids; what is drawn depends on ids."""
+    """`count` different clips, or all where there are fewer, in the order of their ids."""
     ordered = sorted(clips, key=lambda clip: clip.id)
     if len(ordered) <= count:
         return ordered

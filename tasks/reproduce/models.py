@@ -102,8 +102,9 @@ def run_of(place: Place, trained: Facts, name: str) -> str:
     return str(place.path(run)) if place.path(run).exists() else run
 
 
-def training_rows(trained: Facts, paper: str, preset: str) -> list[tuple[str, str, str]]:
-    """How the models were trained, as rows of setting, paper, here."""
+def training_rows(settings: Settings, trained: Facts, paper: str, preset: str) -> list[tuple[str, str, str]]:
+    """How the models were trained, as rows of setting, paper, here; `preset` is that of the paper's model."""
+    named_preset = settings.preset or (f"compare/{size_of(settings)}" if settings.demo else preset)
     rows = []
     for name, facts in trained.items():
         if facts["given"]:
@@ -111,10 +112,15 @@ def training_rows(trained: Facts, paper: str, preset: str) -> list[tuple[str, st
         else:
             rows.append((
                 f"language model on {name}", paper,
-                f"{preset}: {(facts['parameters'] or 0) / 1e6:.2f} M parameters, {facts['steps']} steps, "
+                f"{named_preset}: {(facts['parameters'] or 0) / 1e6:.2f} M parameters, {facts['steps']} steps, "
                 f"{(facts['audio_s'] or 0) / 3600:.2f} h of audio seen",
             ))  # fmt: skip
     return rows
+
+
+def small_models(settings: Settings) -> list[str]:
+    """Why the models of a demo are not the paper's."""
+    return ["the models are a thousandth of the paper's and trained for minutes"] if settings.demo else []
 
 
 def need_training_data(settings: Settings, paths: Sequence[Path], what: str) -> None:

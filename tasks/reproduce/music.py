@@ -1,7 +1,7 @@
 """Tables 3 and 7: continuations of music, over the first codebook or over four flattened ones.
 
-Crops are drawn by the seed from whole tracks and kept as text. What a model adds behind the prompt is compared with what
-really follows, both as the codec renders them with the model's codebooks, so that the codec's own loss is in neither.
+Crops are drawn by the seed from whole tracks and kept as text. What a model adds behind the prompt is compared with
+what really follows, both as the codec renders them with the model's codebooks, so that the codec's own loss is in neither.
 Demo: held-out pieces of the small corpus, with shorter crops of the same proportion.
 """
 
@@ -33,7 +33,7 @@ from xcodec_lm.tasks.reproduce import codecs as named_codecs
 from xcodec_lm.tasks.reproduce import evaluators, models
 from xcodec_lm.tasks.reproduce.demo import find_corpus
 from xcodec_lm.tasks.reproduce.lists import draw_crops, read_lines, write_lines
-from xcodec_lm.tasks.reproduce.scores import Metric, difference, empty, figure, number, row, scores
+from xcodec_lm.tasks.reproduce.scores import Metric, difference, empty, figure, judged, number, row, scores
 from xcodec_lm.tasks.reproduce.settings import Settings
 from xcodec_lm.tasks.reproduce.stages import Facts, Place, Stage, hash_file, hash_names
 from xcodec_lm.tasks.reproduce.tables import Reproduction
@@ -71,7 +71,8 @@ class Protocol:
 PROTOCOLS = {
     3: Protocol(3, (10.0, 30.0), (2.0, 6.0), "music/paper", {"model.layout.name": "first", "model.layout.n_q": 1}, 1,
                 "GPT-2 medium, block 4096, 300,000 steps on 100,000 hours"),
-    7: Protocol(7, (5.0, 5.0), (3.0, 3.0), "music/paper-4vq", {"model.layout.name": "flatten", "model.layout.n_q": 4}, 4,
+    7: Protocol(7, (5.0, 5.0), (3.0, 3.0), "music/paper-4vq",
+                {"model.layout.name": "flatten", "model.layout.n_q": 4}, 4,
                 "GPT-2 medium over four flattened codebooks, on 100,000 hours"),
 }  # fmt: skip
 
@@ -199,9 +200,8 @@ def _score(protocol: Protocol, place: Place, settings: Settings, table: Path, be
     judges = {column: evaluators.load(settings, column) for column in ("fd", "fad", "fd_mert")}
     columns = {"fd": "FD", "fad": "FAD", "fd_mert": "FD-MERT-layer-9"}
     metrics = [
-        Metric("fd", f"FD[{judges['fd'].name}]" if judges["fd"] else "FD[texture]", ".2f", "min", judges["fd"] is not None),
-        *(Metric(key, f"{columns[key]}[{judges[key].name}]" if judges[key] else columns[key], ".2f", "min")
-          for key in ("fad", "fd_mert")),
+        Metric("fd", judged("FD", judges["fd"], "texture"), ".2f", "min", judges["fd"] is not None),
+        *(Metric(key, judged(columns[key], judges[key]), ".2f", "min") for key in ("fad", "fd_mert")),
         Metric("kid", "KID[texture]", ".3f", "min", stands_for_paper=False),
     ]  # fmt: skip
     projection = None if judges["fd"] else _projection(place, prepared)
@@ -233,14 +233,18 @@ def _score(protocol: Protocol, place: Place, settings: Settings, table: Path, be
     pieces = len({known["piece"] for known in prepared["recordings"].values()})
     cut = f"{prepared['prompt_s']:g} s of prompt, {prepared['seconds']:g} s of continuation"
     theirs = f"{protocol.cut[0]:g} s of prompt, {protocol.cut[1]:g} s of continuation"
+    why = [f"the music is {prepared['origin']}, not MUSDB18"] if settings.demo else [
+        "the training music is not the paper's, which is not public"
+    ]  # fmt: skip
+    stand_in = [] if judges["fd"] else [
+        "FD is of half-second log-mel statistics in at most 16 dimensions (texture), not of PANNs"
+    ]  # fmt: skip
     return scores(
         metrics, rows, differences,
-        [*([("crops", f"600 of MUSDB18, {theirs}", f"{prepared['crops']} of {prepared['origin']}, {cut}")] if settings.demo else []),
-         *models.training_rows(trained, protocol.paper, settings.preset or (f"compare/{models.size_of(settings)}" if settings.demo else protocol.preset)),
+        [("crops", f"600 of MUSDB18, {theirs}", f"{prepared['crops']} of {prepared['origin']}, {cut}"),
+         *models.training_rows(settings, trained, protocol.paper, protocol.preset),
          *named_codecs.codec_settings(codecs)],
-        [*([f"the music is {prepared['origin']}, not MUSDB18", "the models are a thousandth of the paper's and trained for "
-            "minutes"] if settings.demo else ["the training music is not the paper's, which is not public"]),
-         *(["FD is of half-second log-mel statistics in at most 16 dimensions (texture), not of PANNs"] if not judges["fd"] else [])],
+        [*why, *models.small_models(settings), *stand_in],
         {"texture": {}, **evaluators.facts({key: judge for key, judge in judges.items() if judge})},
         [f"{prepared['crops']} crops of {pieces} pieces of {prepared['origin']}; {cut}. Only the continuation is compared, "
          f"with the codec's own resynthesis of what really follows, {protocol.n_q} codebook(s) both.",

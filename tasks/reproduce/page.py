@@ -97,7 +97,8 @@ def paper_table(paper: PaperTable) -> Table:
     columns += [Column(column.head, column.format, column.best) for column in paper.columns.values()]
     rows: list[list[Cell]] = [[name, *(values[key] for key in paper.columns)] for name, values in paper.rows.items()]
     return Table(columns, rows, f"Table {paper.number} as the paper prints it",
-                 "The paper gives no intervals.", tuple(i for i, name in enumerate(paper.rows) if name == "GT"))  # fmt: skip
+                 "The paper gives no intervals.",
+                 tuple(i for i, name in enumerate(paper.rows) if name == "GT"))  # fmt: skip
 
 
 def title_of(item: Mapping[str, Any]) -> str:
@@ -155,7 +156,7 @@ def _document(
     if paper.cautions:
         protocol.append(Text("\n\n".join(f"Mind: {caution}." for caution in paper.cautions)))
     judges: list[Block] = [
-        KeyValues({key: value for key, value in facts.items() if value is not None} or {"made from": "nothing: a formula"}, name)
+        KeyValues(_given(facts) or {"made from": "nothing: a formula"}, name)
         for name, facts in scores["evaluators"].items()
     ]  # fmt: skip
     times: list[list[Cell]] = [
@@ -163,15 +164,20 @@ def _document(
     ]
     return Report(
         f"Table {paper.number}: {paper.title}",
-        [Section("Figures", blocks), Section("Protocol", protocol), *([Section("Evaluators", judges)] if judges else [])],
+        [Section("Figures", blocks), Section("Protocol", protocol), Section("Evaluators", judges)],
         subtitle="X-Codec, arXiv 2408.17175, measured again with xcodec-lm.",
         provenance=[
             Commands([command], "Command"),
-            KeyValues({key: value for key, value in settings.items() if value not in (None, "", [], {}, False)}, "Settings"),
+            KeyValues(_given(settings), "Settings"),
             Table(["stage", Column("wall time (s)", ".1f"), Column("processor time (s)", ".1f"), ""], times, "Stages"),
             Download(f"table{paper.number}.json", data, "everything as JSON"),
         ],
     )  # fmt: skip
+
+
+def _given(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is not set."""
+    return {key: value for key, value in facts.items() if value not in (None, "", [], {}, False)}
 
 
 # ---------------------------------------------------------------------- text

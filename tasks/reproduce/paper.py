@@ -1,7 +1,7 @@
 """The tables of the X-Codec paper as data, and where the paper is silent.
 
-Source: Ye et al., "Codec Does Matter", arXiv 2408.17175: tables 1 and 2 in section 4.1, 3 to 5 in 4.2, 6 in 4.3, 7 in the
-appendix.
+Source: Ye et al., "Codec Does Matter", arXiv 2408.17175: tables 1 and 2 in section 4.1, 3 to 5 in 4.2, 6 in 4.3, 7 in
+the appendix.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _set_columns() -> dict[str, Measured]:
 
 
 _MUSIC_SILENT = {
-    "split of MUSDB18": "all 150 tracks (--split test takes the 50 of test); crops overlap, so intervals are over tracks",
+    "split of MUSDB18": "all 150 tracks (--split test: the 50 of test); crops overlap, so intervals are over tracks",
     "rate of the PANNs": "Cnn14 at 16 kHz, the codec's rate",
     "port of FAD": "VGGish in torch, without the final ReLU and without PCA",
     "pooling of MERT": "frames of all clips together",
@@ -126,10 +126,12 @@ TABLES: dict[int, PaperTable] = {
     4: PaperTable(
         4, "text to sound over four flattened codebooks",
         {
-            "fd": Measured("FD", ".2f", "min"), "is": Measured("IS", ".2f", "max"), "fad": Measured("FAD", ".2f", "min"),
-            "clap": Measured("CLAP", ".3f", "max"),
+            "fd": Measured("FD", ".2f", "min"), "is": Measured("IS", ".2f", "max"),
+            "fad": Measured("FAD", ".2f", "min"), "clap": Measured("CLAP", ".3f", "max"),
         },
-        _rows("fd is fad clap", {"Baseline Acoustic Codec": "59.03 3.89 6.19 0.417", "X-Codec": "46.31 5.29 4.10 0.483"}),
+        _rows("fd is fad clap", {
+            "Baseline Acoustic Codec": "59.03 3.89 6.19 0.417", "X-Codec": "46.31 5.29 4.10 0.483",
+        }),
         {
             "test set": "AudioCaps test, one caption a clip by seed",
             "reference": "the recordings; the codec's resynthesis of them stands beside as a row",
@@ -178,8 +180,8 @@ TABLES: dict[int, PaperTable] = {
             "X-Codec, nq 1": "0.86 0.77 3.71", "X-Codec, nq 8": "0.62 0.63 4.01",
         }),
         {
-            "formula of the distances": "mean absolute difference of natural-log magnitudes: 80 mel bands; STFT windows "
-            "of 512, 1024 and 2048",
+            "formula of the distances": "mean absolute difference of natural-log magnitudes: 80 mel bands (hifigan80); "
+            "three STFTs (ln_stft)",
             "subset of LibriTTS": "1000 clips of test-clean, drawn by the seed",
         },
     ),

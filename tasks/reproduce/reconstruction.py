@@ -1,7 +1,7 @@
 """Table 6: how near reconstructions of speech are to the recordings, with one layer and with all.
 
-Real: 1000 clips of LibriTTS test-clean, drawn by the seed. Demo: held-out speech of the small corpus. Beside the paper's
-measures stand SI-SDR, STOI and PESQ, and noise that a codec must beat.
+Real: 1000 clips of LibriTTS test-clean, drawn by the seed. Demo: held-out speech of the small corpus. Beside the
+paper's measures stand SI-SDR, STOI and PESQ, and noise that a codec must beat.
 """
 
 from __future__ import annotations
@@ -142,14 +142,15 @@ def _score(place: Place, settings: Settings, lists: Path, prepared: Facts) -> Fa
     ]
     first = next(iter(codecs))
     differences = [
-        difference(metric, f"{first}, nq {n_q}", f"{other}, nq {n_q}",
-                   difference_estimate(values[first, n_q][metric.key], values[other, n_q][metric.key], units, settings.seed))
+        difference(metric, f"{first}, nq {n_q}", f"{other}, nq {n_q}", difference_estimate(
+            values[first, n_q][metric.key], values[other, n_q][metric.key], units, settings.seed
+        ))
         for other in list(codecs)[1:] for n_q in LAYERS if (first, n_q) in values and (other, n_q) in values
         for metric in metrics if metric.key in values[first, n_q]
     ]  # fmt: skip
     return scores(
         metrics, rows, differences,
-        [*([("recordings", "1000 clips of LibriTTS", f"{len(clips)} clips of {prepared['origin']}")] if settings.demo else []),
+        [("recordings", "1000 clips of LibriTTS", f"{len(clips)} clips of {prepared['origin']}"),
          *named_codecs.codec_settings(codecs)],
         [f"the recordings are {prepared['origin']}, not LibriTTS"] if settings.demo else [],
         {"distances, SI-SDR, STOI, PESQ": {}, **({} if utmos is None else evaluators.facts({"utmos": utmos}))},

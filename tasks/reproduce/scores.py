@@ -49,6 +49,12 @@ def rescaled(data: Mapping[str, Any], scale: float) -> dict[str, Any]:
             for key, value in data.items()}  # fmt: skip
 
 
+def judged(head: str, judge: Any, otherwise: str = "") -> str:
+    """A column's name with its evaluator in brackets; without one `otherwise` stands there."""
+    name = judge.name if judge is not None else otherwise
+    return f"{head}[{name}]" if name else head
+
+
 def number(value: float) -> dict[str, Any]:
     """A cell with a figure that has no interval."""
     return {"value": None if math.isnan(value) else value, "low": None, "high": None}
@@ -93,8 +99,8 @@ def difference(
 
 def scores(
     metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]] = (),
-    settings: Sequence[tuple[str, str, str]] = (), not_comparable: Sequence[str] = (), evaluators: Mapping[str, Any] = {},  # noqa: B006
-    notes: Sequence[str] = (),
+    settings: Sequence[tuple[str, str, str]] = (), not_comparable: Sequence[str] = (),
+    evaluators: Mapping[str, Any] | None = None, notes: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The whole result.
 
@@ -110,5 +116,5 @@ def scores(
     return {
         "metrics": [metric.to_dict() for metric in metrics], "rows": [dict(item) for item in rows],
         "differences": [dict(item) for item in differences], "settings": [list(item) for item in settings],
-        "not_comparable": list(not_comparable), "evaluators": dict(evaluators), "notes": list(notes),
+        "not_comparable": list(not_comparable), "evaluators": dict(evaluators or {}), "notes": list(notes),
     }  # fmt: skip

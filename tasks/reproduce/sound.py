@@ -26,7 +26,7 @@ from xcodec_lm.tasks.reproduce import codecs as named_codecs
 from xcodec_lm.tasks.reproduce import evaluators, models
 from xcodec_lm.tasks.reproduce.demo import find_corpus
 from xcodec_lm.tasks.reproduce.lists import draw_captions, write_lines
-from xcodec_lm.tasks.reproduce.scores import Metric, empty, figure, number, rescaled, row, scores
+from xcodec_lm.tasks.reproduce.scores import Metric, empty, figure, judged, number, rescaled, row, scores
 from xcodec_lm.tasks.reproduce.settings import Settings
 from xcodec_lm.tasks.reproduce.stages import Facts, Place, Stage, hash_file, hash_names, write_json
 from xcodec_lm.tasks.reproduce.tables import Reproduction
@@ -90,7 +90,7 @@ def _real_captions(place: Place, settings: Settings, folder: Path) -> Facts:
     if settings.clap is None and set(named_codecs.sources(settings)) - set(models.given_runs(settings)):
         raise XcodecLMError(
             "table 4 trains models that are conditioned on a CLAP, and none is given",
-            "--clap PATH: LAION's 630k-audioset-best.pt with vocab.json and merges.txt beside it, or a run of clap train",
+            "--clap PATH: LAION's 630k-audioset-best.pt, vocab.json and merges.txt beside it, or a run of clap train",
         )
     facts = _listed(place, [clip for clip in clips if clip.split == "test"], folder, settings, None)
     return facts | {"origin": "AudioCaps test", "training": training, "seconds": SECONDS, "missing": len(found.missing)}
@@ -208,9 +208,9 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
     heads = {"fd": "FD", "is": "IS", "fad": "FAD", "clap": "CLAP"}
     offline = data["judges"]["features"]
     metrics = [
-        Metric("fd", f"FD[{judges['fd'].name}]" if judges["fd"] else f"FD[{_name_of(own, offline)}]", ".2f", "min", judges["fd"] is not None),
-        Metric("is", f"IS[{tagger.name}]" if tagger else "IS", ".2f", "max", judges["fd"] is not None),
-        *(Metric(key, f"{heads[key]}[{judges[key].name}]" if judges[key] else heads[key], form, best)
+        Metric("fd", judged("FD", judges["fd"], _name_of(own, offline)), ".2f", "min", judges["fd"] is not None),
+        Metric("is", judged("IS", tagger), ".2f", "max", judges["fd"] is not None),
+        *(Metric(key, judged(heads[key], judges[key]), form, best)
           for key, form, best in (("fad", ".2f", "min"), ("clap", ".3f", "max"))),
         Metric("class", "class as asked, %", ".1f", "max", stands_for_paper=False),
     ]  # fmt: skip
@@ -245,22 +245,24 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
     shown = {metric.key for metric in metrics}
     differences = [
         {"metric": by_name[item["measure"]], "a": item["a"], "b": item["b"], "verdict": item["verdict"],
-         **rescaled(item["difference"], 100 if item["measure"] == "class" else 1), "doubt": data["trusted"].get(item["measure"], "")}
+         **rescaled(item["difference"], 100 if item["measure"] == "class" else 1),
+         "doubt": data["trusted"].get(item["measure"], "")}
         for item in data["differences"]
         if by_name.get(item["measure"]) in shown and not (item["measure"] == "frechet" and judges["fd"])
         and item["a"].endswith(": made")
     ]  # fmt: skip
     conditioned = "captions through a CLAP" if settings.clap or not settings.demo else "the class of the caption"
+    why = [f"the sounds are {prepared['origin']}, not AudioCaps", f"models are conditioned on {conditioned}"]
+    why = why if settings.demo else []
     return scores(
         metrics, rows, differences,
-        [*([("captions", "AudioCaps test, 10 s", f"{prepared['captions']} of {prepared['origin']}, {made['seconds']:g} s"),
-            ("condition", "captions through LAION-CLAP", conditioned)] if settings.demo else []),
-         *models.training_rows(trained, PAPER_TRAINING, settings.preset or (f"compare/{models.size_of(settings)}" if settings.demo else PRESET)),
-         *named_codecs.codec_settings(codecs)],
-        [*([f"the sounds are {prepared['origin']}, not AudioCaps", "the models are a thousandth of the paper's and trained "
-            "for minutes", f"they are conditioned on {conditioned}"] if settings.demo else []),
-         *(["FD and IS are of a small judge of classes, not of PANNs"] if not judges["fd"] else [])],
-        evaluators.facts({**{key: judge for key, judge in judges.items() if judge}, **({"class": own.classes} if own.classes else {})}),
+        [("captions", "AudioCaps test, 10 s",
+          f"{prepared['captions']} of {prepared['origin']}, {made['seconds']:g} s"),
+         ("condition", "captions through LAION-CLAP", conditioned),
+         *models.training_rows(settings, trained, PAPER_TRAINING, PRESET), *named_codecs.codec_settings(codecs)],
+        [*why, *models.small_models(settings),
+         *([] if judges["fd"] else ["FD and IS are of a small judge, not of PANNs"])],
+        evaluators.facts({key: judge for key, judge in {**judges, "class": own.classes}.items() if judge is not None}),
         [f"{prepared['captions']} captions of {prepared['recordings']} recordings of {prepared['origin']}.",
          *([f"{prepared['missing']} recordings of the lists are not there."] if prepared["missing"] else []),
          *(f"No verdict by {name}: {why}." for name, why in data["trusted"].items() if why)],

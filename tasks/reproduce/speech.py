@@ -34,7 +34,7 @@ from xcodec_lm.tasks.reproduce import evaluators, models
 from xcodec_lm.tasks.reproduce.codecs import XCODEC
 from xcodec_lm.tasks.reproduce.demo import find_corpus
 from xcodec_lm.tasks.reproduce.lists import write_lines
-from xcodec_lm.tasks.reproduce.scores import Metric, empty, figure, rescaled, row, scores
+from xcodec_lm.tasks.reproduce.scores import Metric, difference, empty, figure, judged, rescaled, row, scores
 from xcodec_lm.tasks.reproduce.settings import Settings
 from xcodec_lm.tasks.reproduce.stages import Facts, Place, Stage, hash_file, hash_names, write_json
 from xcodec_lm.tasks.reproduce.tables import Reproduction
@@ -92,7 +92,8 @@ def _data_key(settings: Settings) -> Any:
     assert settings.librispeech is not None
     subset = settings.librispeech / "test-clean"
     return [hash_names(subset if subset.is_dir() else settings.librispeech),
-            settings.libritts and str(settings.libritts), [hash_file(path) for path in settings.train_data]]  # fmt: skip
+            settings.libritts and str(settings.libritts),
+            [hash_file(path) for path in settings.train_data]]  # fmt: skip
 
 
 # ---------------------------------------------------------------------- what is said
@@ -137,8 +138,10 @@ def _jobs(place: Place, settings: Settings, prepared: Facts) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     steps = settings.steps or (scale.speech_steps if settings.demo else None)
     if steps is not None:
-        overrides = {"optim.steps": steps, "nar_optim.steps": max(1, steps // 2),
-                     "optim.warmup_steps": min(50, steps // 4), "nar_optim.warmup_steps": min(30, steps // 8)}  # fmt: skip
+        overrides = {
+            "optim.steps": steps, "optim.warmup_steps": min(50, steps // 4),
+            "nar_optim.steps": max(1, steps // 2), "nar_optim.warmup_steps": min(30, steps // 8),
+        }  # fmt: skip
     own = (
         {"judge_steps": scale.judge_steps, "voice_steps": max(1, scale.judge_steps // 2), "copies": 0}
         if settings.demo
@@ -199,10 +202,8 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
     by_system = {line["system"]: line for line in data["systems"]}
     values = {name: _heard_by(name, table / "generate" / "audio", clips, voices, utmos) for name in by_system}
     units = [str(clip.row["speaker"]) for clip in clips]
-    heads = {
-        "wer": f"WER[{recogniser.name}], %" if recogniser else "WER, %",
-        "sim": f"SIM-O[{voices.name}]" if voices else "SIM-O", "utmos": f"UTMOS[{utmos.name}]" if utmos else "UTMOS",
-    }  # fmt: skip
+    judges = {"wer": recogniser, "sim": voices, "utmos": utmos}
+    heads = {"wer": judged("WER", recogniser) + ", %", "sim": judged("SIM-O", voices), "utmos": judged("UTMOS", utmos)}
     of_paper = {column: evaluators.chosen(settings, column) == evaluators.PAPER[column][0] for column in heads}
     metrics = [
         Metric(f"{prefix}{column}", f"{stage} {heads[column]}", form, best, of_paper[column])
@@ -236,16 +237,15 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
     doubts = _doubts(data, recogniser, voices, codecs, clips)
     return scores(
         metrics, rows, _differences(data, values, units, list(codecs), metrics, doubts, settings.seed),
-        [*([("utterances", "LibriSpeech test-clean, 4 to 10 s, 3 s of prompt",
-             f"{prepared['utterances']} of {prepared['origin']}, {prepared['prompt_s']:g} s of prompt")] if settings.demo else []),
-         *models.training_rows(trained, PAPER_TRAINING, settings.preset or f"compare/{models.size_of(settings)}"),
-         *named_codecs.codec_settings(codecs)],
-        [*([f"the utterances are {prepared['origin']}, not LibriSpeech", "the models are a thousandth of the paper's and "
-            "trained for minutes"] if settings.demo else []),
-         *(f"{heads[column]} is by another evaluator than the paper's" for column in ("wer", "sim") if not of_paper[column])],
-        evaluators.facts({name: judge for name, judge in (("wer", recogniser), ("sim", voices), ("utmos", utmos)) if judge}),
+        [("utterances", "LibriSpeech test-clean, 4 to 10 s, 3 s of prompt",
+          f"{prepared['utterances']} of {prepared['origin']}, {prepared['prompt_s']:g} s of prompt"),
+         *models.training_rows(settings, trained, PAPER_TRAINING, "tts/paper"), *named_codecs.codec_settings(codecs)],
+        [*([f"the utterances are {prepared['origin']}, not LibriSpeech"] if settings.demo else []),
+         *models.small_models(settings),
+         *(f"{heads[key]} is by another evaluator than the paper's" for key in ("wer", "sim") if not of_paper[key])],
+        evaluators.facts({key: judge for key, judge in judges.items() if judge is not None}),
         [f"{prepared['utterances']} utterances ({prepared['hours']:.2f} h) of {prepared['speakers']} speakers of "
-         f"{prepared['origin']} ({prepared['chosen']}). WER over the whole utterance, SIM-O of the part behind the prompt.",
+         f"{prepared['origin']} ({prepared['chosen']}); WER over all of each, SIM-O of what is behind the prompt.",
          *(f"No verdict by {column}: {why}." for column, why in doubts.items())],
     )  # fmt: skip
 
@@ -284,8 +284,6 @@ def _differences(
     doubts: Mapping[str, str], seed: int,
 ) -> list[Facts]:  # fmt: skip
     """The first codec against the others."""
-    from xcodec_lm.tasks.reproduce.scores import difference
-
     keys = {"AR": "ar_", "AR+NAR": ""}
     by_key = {metric.key: metric for metric in metrics}
     found = []

@@ -1,7 +1,7 @@
 """Tables 3 and 7: continuations of music, over the first codebook or over four flattened ones.
 
 Crops are drawn by the seed from whole tracks and kept as text. What a model adds behind the prompt is compared with
-what really follows, both as the codec renders them with the model's codebooks, so that the codec's own loss is in neither.
+what really follows, both as the codec renders them with the model's codebooks: the codec's own loss is in neither.
 Demo: held-out pieces of the small corpus, with shorter crops of the same proportion.
 """
 
@@ -226,7 +226,7 @@ def _score(protocol: Protocol, place: Place, settings: Settings, table: Path, be
     pairs = [((first, "continuation"), (other, "continuation")) for other in list(codecs)[1:]]
     pairs += [((name, "continuation"), (name, system)) for name in codecs for system in ("untrained", "shuffled")]
     differences = [
-        difference(by_key[key], *(f"{name}{', ' + SYSTEMS[what] if SYSTEMS[what] else ''}" for name, what in (one, two)),
+        difference(by_key[key], _title(*one), _title(*two),
                    drawn[*one, key].minus(drawn[*two, key]))
         for one, two in pairs for key in ("fd", "kid") if (*one, key) in drawn and (*two, key) in drawn
     ]  # fmt: skip
@@ -246,11 +246,15 @@ def _score(protocol: Protocol, place: Place, settings: Settings, table: Path, be
          *named_codecs.codec_settings(codecs)],
         [*why, *models.small_models(settings), *stand_in],
         {"texture": {}, **evaluators.facts({key: judge for key, judge in judges.items() if judge})},
-        [f"{prepared['crops']} crops of {pieces} pieces of {prepared['origin']}; {cut}. Only the continuation is compared, "
+        [f"{prepared['crops']} crops of {pieces} pieces of {prepared['origin']}; {cut}. The continuation is compared "
          f"with the codec's own resynthesis of what really follows, {protocol.n_q} codebook(s) both.",
          *(["The MERT column has no stand-in: the toolkit's own teacher is inside the codec that it would judge."]
            if not judges["fd_mert"] else [])],
     )  # fmt: skip
+
+
+def _title(name: str, system: str) -> str:
+    return f"{name}, {SYSTEMS[system]}" if SYSTEMS[system] else name
 
 
 def _sets(folder: Path) -> list[dict[str, Any]]:
@@ -295,7 +299,8 @@ def _offline(folder: Path, system: str, projection: Projection, seed: int) -> di
     return {"fd": frechet_drawn([x], y, units, seed), "kid": kid_drawn([x], y, units, seed)}
 
 
+USES = ("split", "train_data", "runs", "preset", "steps")
 TABLES = {
-    number: Reproduction(number, ("musdb",), ("split", "train_data", "runs", "preset", "steps"), partial(stages, protocol))
+    number: Reproduction(number, ("musdb",), USES, partial(stages, protocol))
     for number, protocol in PROTOCOLS.items()
 }  # fmt: skip

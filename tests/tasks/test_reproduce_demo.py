@@ -124,7 +124,7 @@ def test_a_corpus_without_a_domain_names_what_still_works(tmp_path, corpus):
     (tmp_path / "some" / "sound.jsonl").write_text((corpus / "sound.jsonl").read_text())
     place, settings = Place(tmp_path / "out", 1), Settings(demo=True, corpus=tmp_path / "some")
     found = find_corpus(place, settings, ["speech", "sound"])
-    with pytest.raises(XcodecLMError, match="there is no speech.jsonl") as error:
+    with pytest.raises(XcodecLMError, match=r"there is no speech\.jsonl") as error:
         found.of("speech")
     assert error.value.hint == "tables 4, 5 work with what is there"
     with pytest.raises(XcodecLMError, match="that this table needs"):

@@ -45,6 +45,8 @@ def load(settings: Settings, column: str) -> Any | None:
 def reason(column: str, head: str) -> str:
     """Why a column stays empty."""
     name = PAPER[column][0]
+    if column in ("wer", "sim"):
+        return f"nobody listens: --weights {name}=PATH, or --judges FOLDER of eval train-evaluators"
     return f"{head} needs published weights, which nothing here may be trained in place of: --weights {name}=PATH"
 
 

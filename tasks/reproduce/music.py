@@ -201,7 +201,10 @@ def _score(protocol: Protocol, place: Place, settings: Settings, table: Path, be
     columns = {"fd": "FD", "fad": "FAD", "fd_mert": "FD-MERT-layer-9"}
     metrics = [
         Metric("fd", judged("FD", judges["fd"], "texture"), ".2f", "min", judges["fd"] is not None),
-        *(Metric(key, judged(columns[key], judges[key]), ".2f", "min") for key in ("fad", "fd_mert")),
+        *(
+            Metric(key, judged(columns[key], judges[key]), ".2f", "min", judges[key] is not None)
+            for key in ("fad", "fd_mert")
+        ),
         Metric("kid", "KID[texture]", ".3f", "min", stands_for_paper=False),
     ]  # fmt: skip
     projection = None if judges["fd"] else _projection(place, prepared)

@@ -159,9 +159,7 @@ def _document(
         KeyValues(_given(facts) or {"made from": "nothing: a formula"}, name)
         for name, facts in scores["evaluators"].items()
     ]  # fmt: skip
-    times: list[list[Cell]] = [
-        [done.name, done.wall_s, done.cpu_s, "made by an earlier call" if done.reused else ""] for done in stages
-    ]
+    times: list[list[Cell]] = [[done.name, done.wall_s, done.cpu_s] for done in stages]
     return Report(
         f"Table {paper.number}: {paper.title}",
         [Section("Figures", blocks), Section("Protocol", protocol), Section("Evaluators", judges)],
@@ -169,7 +167,7 @@ def _document(
         provenance=[
             Commands([command], "Command"),
             KeyValues(_given(settings), "Settings"),
-            Table(["stage", Column("wall time (s)", ".1f"), Column("processor time (s)", ".1f"), ""], times, "Stages"),
+            Table(["stage", Column("wall time (s)", ".1f"), Column("processor time (s)", ".1f")], times, "Stages"),
             Download(f"table{paper.number}.json", data, "everything as JSON"),
         ],
     )  # fmt: skip
@@ -195,9 +193,11 @@ def as_text(paper: PaperTable, scores: Mapping[str, Any], ours: Table, stages: S
         lines += [f"  {what}: {theirs} there, {here} here" for what, theirs, here in scores["settings"]]
     if scores["not_comparable"]:
         lines += ["", "not comparable with the paper because:", *(f"  {why}" for why in scores["not_comparable"])]
-    total = sum(done.wall_s for done in stages if not done.reused)
-    saved = [done.name for done in stages if done.reused]
-    lines += ["", f"{total:.0f} s in this call" + (f"; reused: {', '.join(saved)}" if saved else "")]
+    printed = paper_table(paper)
+    lines += ["", printed.caption, *_text_of(printed)]
+    if stages:
+        times = ", ".join(f"{done.name} {done.wall_s:.0f} s" for done in stages)
+        lines += ["", f"stages, when they were made: {times}"]
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ from xcodec_lm.tasks.reproduce import codecs as named_codecs
 from xcodec_lm.tasks.reproduce import evaluators
 from xcodec_lm.tasks.reproduce.demo import find_corpus
 from xcodec_lm.tasks.reproduce.lists import draw_clips, read_lines, write_lines
-from xcodec_lm.tasks.reproduce.scores import Metric, difference, empty, figure, row, scores
+from xcodec_lm.tasks.reproduce.scores import Metric, difference, empty, figure, judged, row, scores
 from xcodec_lm.tasks.reproduce.settings import Settings
 from xcodec_lm.tasks.reproduce.stages import Facts, Place, Stage, hash_names
 from xcodec_lm.tasks.reproduce.tables import Reproduction
@@ -128,7 +128,7 @@ def _score(place: Place, settings: Settings, lists: Path, prepared: Facts) -> Fa
             noises[name].append(_measure(noise, target, rate, names, utmos))
     metrics = [
         Metric("mel", "mel[hifigan80]", ".3f", "min"), Metric("stft", "STFT[ln_stft]", ".3f", "min"),
-        Metric("utmos", f"UTMOS[{utmos.name}]" if utmos else "UTMOS", ".2f", "max"),
+        Metric("utmos", judged("UTMOS", utmos), ".2f", "max", utmos is not None),
         *(Metric(name, *BESIDE[name], "max", stands_for_paper=False) for name in names),
     ]  # fmt: skip
     values = {key: _columns(rows) for key, rows in found.items()}

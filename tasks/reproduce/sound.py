@@ -210,7 +210,7 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
     metrics = [
         Metric("fd", judged("FD", judges["fd"], _name_of(own, offline)), ".2f", "min", judges["fd"] is not None),
         Metric("is", judged("IS", tagger), ".2f", "max", judges["fd"] is not None),
-        *(Metric(key, judged(heads[key], judges[key]), form, best)
+        *(Metric(key, judged(heads[key], judges[key]), form, best, judges[key] is not None)
           for key, form, best in (("fad", ".2f", "min"), ("clap", ".3f", "max"))),
         Metric("class", "class as asked, %", ".1f", "max", stands_for_paper=False),
     ]  # fmt: skip
@@ -225,7 +225,9 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
             "class": rescaled(line["class"], 100) if line.get("class") else empty("the sounds have no classes")
         }
         found["fd"] = (
-            number(_distance(judges["fd"], wavs, real, made["rate"], True)) if judges["fd"] else line["frechet"]
+            number(_distance(judges["fd"], wavs, real, made["rate"], True))
+            if judges["fd"]
+            else (line["frechet"] or empty("a set has no distance to itself"))
         )
         found["fad"] = (number(_distance(judges["fad"], wavs, real, made["rate"], False)) if judges["fad"]
                         else empty(evaluators.reason("fad", "FAD")))  # fmt: skip

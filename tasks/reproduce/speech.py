@@ -218,7 +218,9 @@ def _score(place: Place, settings: Settings, table: Path, before: Mapping[str, F
                 found |= {f"{prefix}{column}": empty("this model has no NAR") for column in heads}
                 continue
             wer = by_system[system]["wer"]
-            found[f"{prefix}wer"] = rescaled(wer, 100) if wer["value"] is not None else empty("nobody listened")
+            found[f"{prefix}wer"] = (
+                rescaled(wer, 100) if wer["value"] is not None else empty(evaluators.reason("wer", "WER"))
+            )
             for column in ("sim", "utmos"):
                 known = values[system].get(column)
                 found[f"{prefix}{column}"] = (

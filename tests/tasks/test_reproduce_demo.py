@@ -157,7 +157,7 @@ def test_tables_that_train_models(demo, tmp_path):
         data = result(tmp_path, number)
         assert [row["system"] for row in data["rows"] if not row["reference"]] == ["ours", "twin"]
         assert [stage["name"] for stage in data["stages"]] == ["prepare", "tokenize", "train", "generate", "score"]
-        assert "the paper's" not in out.split("settings that differ")[0].replace("the paper's FD", "")
+        assert "the paper's X-Codec" not in out  # the evaluators are others
         if number == 7:  # the tokens are those of table 3
             assert "shared/tokens" in out.split("reused: ")[1]
         code, out, _ = demo(f"table{number}")

@@ -8,10 +8,10 @@ import soundfile as sf
 
 from xcodec_lm.codec.clips import write_manifest
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.compare import music, pipeline, replicate
+from xcodec_lm.tasks.compare import music, pipeline
 from xcodec_lm.tasks.compare.page import write_page
 from xcodec_lm.tasks.compare.pipeline import compare, write_result
-from xcodec_lm.tasks.compare.replicate import load_size
+from xcodec_lm.tasks.compare.replicate import load_size, replicate
 from xcodec_lm.tasks.compare.result import judge_all
 from xcodec_lm.tasks.compare.table import format_result
 

@@ -5,9 +5,10 @@ import pytest
 import soundfile as sf
 
 from xcodec_lm.codec.clips import write_manifest
-from xcodec_lm.tasks.compare import replicate, tts
+from xcodec_lm.tasks.compare import tts
 from xcodec_lm.tasks.compare.job import JudgeFolder
 from xcodec_lm.tasks.compare.metrics import statistic
+from xcodec_lm.tasks.compare.replicate import replicate
 from xcodec_lm.tasks.sound import sound_class
 from xcodec_lm.tasks.tts.evaluate import Judges
 

@@ -33,6 +33,27 @@ COMMON = (TRUTH, TRAINING, NOISE)
 """The same for all codecs."""
 
 
+class Figures:
+    """The statistics of all replications, each computed once.
+
+    Args:
+        groups: codec -> replications, one a seed, in the same order for every codec.
+        seed: of the draws.
+    """
+
+    def __init__(self, groups: dict[str, list[Replication]], seed: int = 0):
+        self.groups, self.seed, self.task = groups, seed, next(iter(groups.values()))[0].task
+        self._known: dict[tuple[str, str, str], list[Statistic] | None] = {}
+
+    def of(self, codec: str, metric: str, system: str = MODEL) -> list[Statistic] | None:
+        """A figure of a system by seed; None where a seed lacks it."""
+        key = (codec, metric, system)
+        if key not in self._known:
+            found = [statistic(one, metric, system, self.seed) for one in self.groups[codec]]
+            self._known[key] = None if any(one is None for one in found) else found  # type: ignore[assignment]
+        return self._known[key]
+
+
 def judge_all(found: Sequence[Replication], data: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
     """The result of a comparison as plain values.
 
@@ -55,12 +76,12 @@ def judge_all(found: Sequence[Replication], data: Sequence[str] = (), seed: int 
     by_key = {(one.codec, one.seed): one for one in found}
     if len(by_key) != len(codecs) * len(seeds):
         raise ValueError("every codec needs every seed")
-    groups = {codec: [by_key[codec, number] for number in seeds] for codec in codecs}
+    figures = Figures({codec: [by_key[codec, number] for number in seeds] for codec in codecs}, seed)
     metrics = METRICS[task]
     first = found[0]
-    warnings = _warnings(groups, metrics, seed)
-    lost = _lost(groups, seed)
-    pairs = [_pair(codecs[0], other, groups, lost, seed) for other in codecs[1:]]
+    lost = _lost(figures)
+    warnings = _warnings(figures, lost)
+    pairs = [_pair(codecs[0], other, figures, lost) for other in codecs[1:]]
     if len(pairs) > 1:
         warnings.append(f"{len(pairs)} comparisons: each interval holds with 95 % by itself, not all together")
     return {
@@ -77,7 +98,7 @@ def judge_all(found: Sequence[Replication], data: Sequence[str] = (), seed: int 
              "format": one.format, "primary": one.name in PRIMARY[task]}
             for one in metrics
         ],
-        "rows": _rows(groups, metrics, seed),
+        "rows": _rows(figures, metrics),
         "pairs": pairs,
         "warnings": warnings,
         "doubts": {name: why for name in dict.fromkeys(one.name for one in metrics)
@@ -107,45 +128,36 @@ def _label(metric: Metric, first: Replication) -> str:
     return metric.label
 
 
-def _statistics(group: Sequence[Replication], metric: str, system: str, seed: int) -> list[Statistic] | None:
-    found = [statistic(one, metric, system, seed) for one in group]
-    return None if any(one is None for one in found) else found  # type: ignore[return-value]
-
-
-def _rows(groups: dict[str, list[Replication]], metrics: Sequence[Metric], seed: int) -> list[dict[str, Any]]:
-    rows = []
-    for codec, group in groups.items():
-        rows += [_row(codec, system, group, metrics, seed) for system in SYSTEMS]
-    any_group = next(iter(groups.values()))
-    rows += [_row("", system, any_group, metrics, seed) for system in COMMON]
+def _rows(figures: Figures, metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    rows = [_row(codec, codec, system, figures, metrics) for codec in figures.groups for system in SYSTEMS]
+    any_codec = next(iter(figures.groups))
+    rows += [_row("", any_codec, system, figures, metrics) for system in COMMON]
     return [row for row in rows if row["figures"]]
 
 
-def _row(codec: str, system: str, group: Sequence[Replication], metrics: Sequence[Metric], seed: int) -> dict[str, Any]:
-    figures = {}
+def _row(shown: str, codec: str, system: str, figures: Figures, metrics: Sequence[Metric]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    facts = [one.facts for one in figures.groups[codec]]
     for metric in metrics:
-        statistics = _statistics(group, metric.name, system, seed)
+        statistics = figures.of(codec, metric.name, system)
         if statistics:
-            figures[metric.name] = estimate(statistics, seed).to_dict()
-        elif metric.name == "bits_per_s" and system == MODEL and group[0].facts.get("bits_per_s") is not None:
-            values = [one.facts["bits_per_s"] for one in group]  # of the dev split: no items
-            figures[metric.name] = {"value": float(np.mean(values)), "low": None, "high": None, "by_seed": values}
-    return {"codec": codec, "system": system, "figures": figures}
+            found[metric.name] = estimate(statistics, figures.seed).to_dict()
+        elif metric.name == "bits_per_s" and system == MODEL and facts[0].get("bits_per_s") is not None:
+            values = [one["bits_per_s"] for one in facts]  # of the dev split: no items
+            found[metric.name] = {"value": float(np.mean(values)), "low": None, "high": None, "by_seed": values}
+    return {"codec": shown, "system": system, "figures": found}
 
 
-def _pair(
-    one: str, other: str, groups: dict[str, list[Replication]], lost: dict[str, str], seed: int
-) -> dict[str, Any]:
-    task = groups[one][0].task
-    unit = UNIT_KINDS[task]
+def _pair(one: str, other: str, figures: Figures, lost: dict[str, str]) -> dict[str, Any]:
+    task, groups = figures.task, figures.groups
     judged: dict[str, Difference] = {}
     labels: dict[str, str] = {}
     for metric in METRICS[task]:
-        sides = [_statistics(groups[name], metric.name, MODEL, seed) for name in (one, other)]
-        if sides[0] is None or sides[1] is None:
+        mine, theirs = (figures.of(name, metric.name) for name in (one, other))
+        if mine is None or theirs is None:
             continue
         doubt = doubt_of([*groups[one], *groups[other]], metric.name)
-        judged[metric.name] = judge(difference(sides[0], sides[1], seed), metric, doubt, unit)
+        judged[metric.name] = judge(difference(mine, theirs, figures.seed), metric, doubt, UNIT_KINDS[task])
         labels[metric.name] = _label(metric, groups[one][0])
     primary = [name for name in PRIMARY[task] if name in judged]
     verdict, why = overall([judged[name] for name in primary], [labels[name] for name in primary])
@@ -167,33 +179,35 @@ def sentence(task: str, one: str, other: str, verdict: str, why: str, seeds: Seq
     return f"{one} against {other}: {verdict} ({why})"
 
 
-def _lost(groups: dict[str, list[Replication]], seed: int) -> dict[str, str]:
+def _lost(figures: Figures) -> dict[str, str]:
     """Codecs whose model is not shown to beat its own controls by any primary metric -> what tells so."""
     lost = {}
-    for codec, group in groups.items():
+    for codec in figures.groups:
         reasons, beats = [], False
-        for metric in (one for one in METRICS[group[0].task] if one.name in PRIMARY[group[0].task]):
-            model = _statistics(group, metric.name, MODEL, seed)
-            for system in MUST_BEAT[group[0].task]:
-                anchor = _statistics(group, metric.name, system, seed)
-                if model is None or anchor is None:
+        for metric in (one for one in METRICS[figures.task] if one.name in PRIMARY[figures.task]):
+            model = figures.of(codec, metric.name)
+            if model is None:
+                continue
+            for system in MUST_BEAT[figures.task]:
+                anchor = figures.of(codec, metric.name, system)
+                if anchor is None:
                     continue
-                found = difference(model, anchor, seed)
-                sign = 1 if metric.lower_is_better else -1
-                worst = max(sign * found.low, sign * found.high)
+                found = difference(model, anchor, figures.seed)
+                worst = found.high if metric.lower_is_better else -found.low
                 if math.isnan(worst) or worst >= 0:
                     reasons.append(f"{metric.label} of {codec} is not shown to be better than {system}")
                     break
             else:
-                beats = beats or model is not None
+                beats = True
         if reasons and not beats:
             lost[codec] = "; ".join(reasons)
     return lost
 
 
-def _warnings(groups: dict[str, list[Replication]], metrics: Sequence[Metric], seed: int) -> list[str]:
+def _warnings(figures: Figures, lost: dict[str, str]) -> list[str]:
     """What a reader must know: models that did not learn, seconds of audio that differ, one seed."""
-    warnings = [f"note: {why}" for why in _lost(groups, seed).values()]
+    groups = figures.groups
+    warnings = [f"note: {why}" for why in lost.values()]
     seen = {codec: float(np.mean([one.facts["audio_s"] for one in group])) for codec, group in groups.items()
             if all(one.facts.get("audio_s") for one in group)}  # fmt: skip
     if seen and max(seen.values()) > 1.02 * min(seen.values()):

@@ -25,11 +25,11 @@ def format_result(result: dict[str, Any]) -> str:
         head,
         *lines,
         "",
-        "the same for every codec but its tokens:",
+        "what each model was trained with, mean seconds of a replication last:",
         *_facts(result),
     ]
     for pair in result["pairs"]:
-        text += ["", f"{pair['a']} - {pair['b']}, paired:"]
+        text += ["", f"{pair['a']} - {pair['b']}, paired (* decides):"]
         for metric in metrics:
             found = pair["metrics"].get(metric["name"])
             if found:

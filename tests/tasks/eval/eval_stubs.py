@@ -64,7 +64,7 @@ class Spectrum(EmbedderBase):
 
 
 class Voices:
-    name, sample_rate, fingerprint, ancestry = "loudness", RATE, "v" * 64, {}  # noqa: RUF012
+    name, sample_rate, fingerprint, ancestry = "loudness", RATE, "v" * 64, {}
 
     def embed(self, wavs):
         vectors = [np.array([1.0, 10 * float(wav.square().mean().sqrt())]) for wav in check_clips(wavs)]
@@ -72,7 +72,7 @@ class Voices:
 
 
 class Opinions:
-    name, sample_rate, fingerprint, ancestry = "peaks", RATE, "", {}  # noqa: RUF012
+    name, sample_rate, fingerprint, ancestry = "peaks", RATE, "", {}
     scores = ("ovrl", "sig")
 
     def predict(self, wavs):
@@ -83,7 +83,7 @@ class Opinions:
 class Captions:
     """Captions that name a word match sounds of its tone."""
 
-    name, sample_rate, fingerprint, ancestry, dim = "toneclap", RATE, "c" * 64, {}, 4  # noqa: RUF012
+    name, sample_rate, fingerprint, ancestry, dim = "toneclap", RATE, "c" * 64, {}, 4
 
     def embed_texts(self, texts):
         found = torch.tensor([[float(word in text.split()) for word in WORDS] for text in texts])

@@ -57,7 +57,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "dnsmos", "mos", "package", f"{_BACKBONES}.dnsmos:load", "DNSMOS P.835 and P.808 / 16 kHz",
-        packages=("speechmos", "onnxruntime"), install="pip install speechmos onnxruntime librosa", licence="MIT",
+        packages=("speechmos", "onnxruntime"), install="pip install --no-deps speechmos && pip install onnxruntime",
+        licence="MIT",
     ),
     # ------------------------------------------------------------------ features of sets
     Entry(
@@ -82,7 +83,7 @@ ENTRIES: tuple[Entry, ...] = (
         licence="that of its training data", origin="xcodec-lm sound eval writes one",
     ),
     Entry(
-        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "mean, deviation of 64 log-mels / 16 kHz",
+        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "log-mel statistics, no training / 16 kHz",
         licence="Apache-2.0",
     ),
     # ------------------------------------------------------------------ captions

@@ -15,7 +15,7 @@ from contract import check_contract
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.configs.evaluators import RecogniserConfig, SpeakerConfig
 from xcodec_lm.tasks.eval import registry
-from xcodec_lm.tasks.eval.ancestry import Origin, read_origin, related, shared
+from xcodec_lm.tasks.eval.ancestry import Origin, read_origin, related, same_family, shared
 from xcodec_lm.tasks.eval.metric_table import METRICS, SUITES, parse_metrics
 from xcodec_lm.tasks.eval.plan import JUDGES, find_sources
 from xcodec_lm.tasks.eval.tiny_ctc import Alphabet, TinyCTC, save_tiny_ctc
@@ -154,6 +154,11 @@ def test_ancestry_is_shared_by_models_or_by_data_never_by_what_is_unknown(tmp_pa
     facts = {"codec": {"fingerprint": "one", "spec": {"fingerprint": "two"}}, "ancestry": {"seed": 3}, "name": "x"}
     (run / "config.json").write_text(json.dumps(facts), encoding="utf-8")
     assert read_origin(tmp_path / "run") == Origin(frozenset({"one", "two"}), {"seed": 3})
+    (run / "config.json").write_text(json.dumps({"semantic_model_config": {"model_type": "wavlm"}}), encoding="utf-8")
+    origins = {"x": read_origin(tmp_path / "run")}
+    assert origins["x"].families == {"wavlm"}
+    assert "made from wavlm, as is a part of x" in same_family("j", {"base": "WavLM-Large, tuned"}, origins)
+    assert same_family("j", {"base": "wav2vec 2.0 Base"}, origins) == "" == same_family("j", {}, origins)
     with pytest.raises(UsageError, match="no run, no model folder"):
         read_origin(tmp_path / "nowhere")
 

@@ -74,6 +74,7 @@ def run_eval(pairs: Pairs, request: Request) -> dict[str, Any]:
     sources = dict(request.sources)
     parts, missing = choose(wanted, sources, pairs, bool(request.references), request.device)
     used = {name: source for name, source in sources.items() if name in {part.inside for part in parts}}
+    plugin_of.cache_clear()  # a folder may hold other weights than at the last call
     for source in used.values():
         plugin_of(source)  # what cannot be loaded is said before hours of work
     pairwise = any(part.metric.kind is None for part in parts)

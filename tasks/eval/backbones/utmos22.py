@@ -71,7 +71,7 @@ class UTMOS22:
     def __init__(self, ssl: nn.Module, head: UTMOSHead, weights_from: str):
         self.ssl, self.head = ssl, head
         self.ancestry: dict[str, Any] = {
-            "weights_from": weights_from, "base": "wav2vec 2.0 Base, tuned on opinions of the VoiceMOS Challenge 2022",
+            "weights_from": weights_from, "base": "wav2vec2-base, tuned on opinions of the VoiceMOS Challenge 2022",
         }  # fmt: skip
 
     @cached_property

@@ -194,7 +194,9 @@ def test_pocketsphinx_hears_words_and_forgets_clips(corpus):
     heard = judge.transcribe([*wavs, np.zeros(RATE, np.float32), noise(0.1)])
     assert heard[3] == ""
     assert heard[:3] == [judge.transcribe([wav])[0] for wav in reversed(wavs)][::-1]
-    right = sum(len(set(clip.row["text"].split()) & set(text.split())) for (clip, _), text in zip(pairs, heard, strict=False))
+    right = sum(
+        len(set(clip.row["text"].split()) & set(text.split())) for (clip, _), text in zip(pairs, heard, strict=False)
+    )
     assert right > 0.4 * sum(len(set(clip.row["text"].split())) for clip, _ in pairs)
     assert len(judge.fingerprint) == 64
 

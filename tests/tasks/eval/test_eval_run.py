@@ -226,6 +226,7 @@ def judges(tmp_path):
     return folder
 
 
+@pytest.mark.slow  # starts two processes, each of which imports torch
 def test_several_processes_give_the_result_of_one(cli, tmp_path, corpus, judges):
     manifest = corpus({"a": 0.01, "b": 0.3}, each=1)
     metrics = ("--metrics", "wer", "sim_o", "mel", "--judges", judges)

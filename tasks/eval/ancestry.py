@@ -19,6 +19,10 @@ SAME = ("trained_on", "weights_from", "seed", "split_seed")
 """Entries of an ancestry that tell two models apart: how long they were trained does not."""
 
 
+FAMILIES = ("wavlm", "hubert", "wav2vec2", "mert", "clap", "whisper")
+"""Models that others are tuned from or distilled from."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a system was made with.
@@ -26,10 +30,12 @@ class Origin:
     Attributes:
         fingerprints: of every model that took part: language model, codec, teacher, conditioner.
         ancestry: as a judge's.
+        families: those of `FAMILIES` that are named, such as a codec's teacher.
     """
 
     fingerprints: frozenset[str] = frozenset()
     ancestry: dict[str, Any] = field(default_factory=dict)
+    families: frozenset[str] = frozenset()
 
 
 def related(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -73,6 +79,18 @@ def shared(name: str, fingerprint: str, ancestry: dict[str, Any], origins: Mappi
     return ""
 
 
+def same_family(name: str, ancestry: dict[str, Any], origins: Mapping[str, Origin]) -> str:
+    """What is to be said of a judge that is of the family of a teacher, whose weights may or may not be the same.
+
+    The family alone does not forbid a verdict: a HuBERT that was trained here has nothing of a published one.
+    """
+    own = _families({"model_type": json.dumps(ancestry)})
+    for system, origin in origins.items():
+        if both := sorted(own & origin.families):
+            return f"{name} is made from {both[0]}, as is a part of {system}: look whether they share weights"
+    return ""
+
+
 def read_origin(path: str | Path) -> Origin:
     """What a run, a model folder or a JSON file says of a model: every fingerprint in it, and its ancestry.
 
@@ -89,8 +107,21 @@ def read_origin(path: str | Path) -> Origin:
             except (OSError, ValueError) as error:
                 raise UsageError(f"{place} cannot be read as JSON: {error}") from None
             own = data.get("ancestry") or data.get("xcodec_lm", {}).get("ancestry") or {}
-            return Origin(frozenset(_fingerprints(data)), own if isinstance(own, dict) else {})
+            known = own if isinstance(own, dict) else {}
+            return Origin(frozenset(_fingerprints(data)), known, frozenset(_families(data)))
     raise UsageError(f"{path} is no run, no model folder and no JSON file", "give what made the system")
+
+
+def _families(data: Any, key: str = "") -> set[str]:
+    """The families that stand under `model_type`, `teacher`, `base` or `weights_from`."""
+    if isinstance(data, dict):
+        return {name for key, value in data.items() for name in _families(value, str(key))}
+    if isinstance(data, list):
+        return {name for value in data for name in _families(value, key)}
+    if not isinstance(data, str) or key not in ("model_type", "teacher", "base", "weights_from"):
+        return set()
+    text = data.lower().replace("wav2vec 2.0", "wav2vec2")
+    return {name for name in FAMILIES if name in text}
 
 
 def _fingerprints(data: Any, key: str = "") -> Iterable[str]:

@@ -178,11 +178,16 @@ def _keep(found: Values, key: str, path: Path, compute: Any) -> None:
         except (XcodecLMError, RuntimeError, ValueError) as error:
             found.errors[key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.save(file, value, allow_pickle=False)
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with temporary.open("wb") as file:
+                np.save(file, value, allow_pickle=False)
+            temporary.replace(path)
+        except OSError as error:  # no fault of the recording
+            raise XcodecLMError(
+                f"cannot write {path}: {error.strerror}", "make room, or give another --cache"
+            ) from None
     found.files[key] = path
 
 

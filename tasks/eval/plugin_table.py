@@ -83,7 +83,7 @@ ENTRIES: tuple[Entry, ...] = (
         licence="that of its training data", origin="xcodec-lm sound eval writes one",
     ),
     Entry(
-        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "log-mel statistics of half seconds / 16 kHz",
+        "logmel-stats", "embedder", "own", f"{_BACKBONES}.logmel_stats:load", "log-mel statistics / 16 kHz",
         licence="Apache-2.0",
     ),
     # ------------------------------------------------------------------ captions

@@ -16,7 +16,7 @@ from typing import Any
 
 from xcodec_lm.codec.runtime.files import write_files
 from xcodec_lm.codec.runtime.progress import say
-from xcodec_lm.tasks.eval.ancestry import Origin, has_heard, shared
+from xcodec_lm.tasks.eval.ancestry import Origin, has_heard, same_family, shared
 from xcodec_lm.tasks.eval.hearing import PAIR_RATE, Source, common_lag, describe, hear, plugin_of
 from xcodec_lm.tasks.eval.intervals import Estimate
 from xcodec_lm.tasks.eval.metric_table import parse_metrics
@@ -74,6 +74,7 @@ def run_eval(pairs: Pairs, request: Request) -> dict[str, Any]:
     sources = dict(request.sources)
     parts, missing = choose(wanted, sources, pairs, bool(request.references), request.device)
     used = {name: source for name, source in sources.items() if name in {part.inside for part in parts}}
+    plugin_of.cache_clear()  # a folder may hold other weights than at the last call
     for source in used.values():
         plugin_of(source)  # what cannot be loaded is said before hours of work
     pairwise = any(part.metric.kind is None for part in parts)
@@ -100,7 +101,7 @@ def run_eval(pairs: Pairs, request: Request) -> dict[str, Any]:
         "differences": _differences(material, columns, sets, doubts, silent, request.seed),
         "doubts": doubts,
         "not_measured": missing,
-        "notes": [*pairs.notes, *_set_notes(sets)],
+        "notes": [*pairs.notes, *_set_notes(sets), *_kin(used, request.origins)],
         "plugins": describe(used),
         "settings": _settings(),
         "failures": failures,
@@ -185,6 +186,11 @@ def _unread(material: Material) -> Failures:
 def _set_notes(sets: Mapping[str, Mapping[str, SetFigure]]) -> list[str]:
     notes = [f"{label}: {note}" for label, found in sets.items() for one in found.values() for note in one.notes]
     return list(dict.fromkeys(notes))
+
+
+def _kin(used: Mapping[str, Source], origins: Mapping[str, Origin]) -> list[str]:
+    told = (same_family(name, plugin_of(source).ancestry, origins) for name, source in used.items())
+    return [note for note in told if note]
 
 
 # ------------------------------------------------------------------ verdicts

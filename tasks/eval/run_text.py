@@ -11,6 +11,10 @@ from xcodec_lm.tasks.eval.registry import Entry, entries
 RATES = ("wer", "cer", "class")
 """Figures that are shown in per cent."""
 MOST_FAILURES = 5
+LIBRARIES = (
+    "libraries: jiwer Apache-2.0, pystoi MIT, pesq MIT. No code of ARCH (CC BY-NC-SA 4.0) or UniSpeech (CC BY-SA 3.0) "
+    "is used."
+)
 
 
 def format_run(data: dict[str, Any]) -> str:
@@ -153,8 +157,7 @@ def format_list(licences: bool = False) -> str:
         if row["install"] and not licences:
             lines.append(f"{'':<14}{row['install']}")
     if licences:
-        lines += ["", "libraries: jiwer Apache-2.0, pystoi MIT, pesq MIT; protocols of ARCH are described anew, its code "
-                  "(CC BY-NC-SA 4.0) is not used, nor is UniSpeech's (CC BY-SA 3.0)"]  # fmt: skip
+        lines += ["", LIBRARIES]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xcodec_lm.codec.convert.state_dicts import indices_after, refuse, shape_of
 from xcodec_lm.codec.semantic import quiet_transformers
@@ -57,7 +57,7 @@ RENAMES = tuple(
 """Names there -> names here."""
 
 
-def model_from_fairseq(tensors: Mapping[str, Tensor], prefix: str, where: str) -> nn.Module:
+def model_from_fairseq(tensors: Mapping[str, Tensor], prefix: str, where: str) -> Any:
     """A `Wav2Vec2Model`, or a `WavLMModel` where attention has gated positions, with the weights of a file.
 
     Args:

@@ -100,9 +100,10 @@ def load(source: str | Path | None, device: str | torch.device = "cpu") -> HFXVe
             f"{folder / 'config.json'} describes a {config.get('model_type')!r} model ({architecture}), not a WavLM "
             "with an x-vector head"
         )
+    loader: Any = WavLMForXVector
     try:
         with quiet_transformers():
-            model, report = WavLMForXVector.from_pretrained(
+            model, report = loader.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # what a damaged file raises depends on the file

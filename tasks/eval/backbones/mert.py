@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xcodec_lm.codec.convert.state_dicts import respell_weight_norm
 from xcodec_lm.codec.fingerprints import read_tensors
@@ -61,7 +61,7 @@ class MERTEmbedder(EmbedderBase):
         XcodecLMError: the model has no such state.
     """
 
-    def __init__(self, model: nn.Module, layer: int, sample_rate: int, normalise: bool, weights_from: str):
+    def __init__(self, model: Any, layer: int, sample_rate: int, normalise: bool, weights_from: str):
         last = model.config.num_hidden_layers
         if not 0 <= layer <= last:
             raise XcodecLMError(f"layer {layer} is asked for, but {weights_from} has hidden states 0..{last}")
@@ -102,7 +102,7 @@ def load(source: str | Path | None, device: str | torch.device = "cpu", layer: i
     return MERTEmbedder(model.to(device), layer, rate, needs_normalising(folder), name)
 
 
-def mert_from_published(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str | Path) -> nn.Module:
+def mert_from_published(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str | Path) -> Any:
     """A `HubertModel` with the weights of a MERT.
 
     Args:

@@ -110,7 +110,7 @@ class Resemblyzer:
 
 
 def keep_voiced(votes: np.ndarray) -> np.ndarray:
-    """(W,) votes of the detector -> (W,) which windows stay: where most of eight around agree, and three more each side."""
+    """(W,) votes of the detector -> (W,) which windows stay: where most of eight agree, and three more on each side."""
     if not len(votes):
         return votes
     padded = np.pad(votes.astype(np.int64), ((VAD_WIDTH - 1) // 2, VAD_WIDTH // 2))
@@ -120,7 +120,7 @@ def keep_voiced(votes: np.ndarray) -> np.ndarray:
 
 
 def stretches(wav: Tensor) -> Tensor:
-    """(N,) -> (R, 160, 40) mel powers of stretches of 1.6 s, R at least 1; a last one that needs them has zeros behind."""
+    """(N,) -> (R, 160, 40) mel powers of stretches of 1.6 s, R at least 1; where a last one needs them, with zeros."""
     frames = math.ceil((len(wav) + 1) / HOP)
     starts = list(range(0, max(1, frames - STRETCH + STEP + 1), STEP))
     if len(starts) > 1 and (len(wav) - starts[-1] * HOP) / (STRETCH * HOP) < LEAST_COVERED:

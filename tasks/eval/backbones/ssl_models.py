@@ -23,7 +23,7 @@ LONGEST_S = 30.0
 """What attention spans at once. WavLM's position bias takes memory that grows with the square of this."""
 
 
-def states(model: nn.Module, wav: Tensor) -> Iterator[Tensor]:
+def states(model: Any, wav: Tensor) -> Iterator[Tensor]:
     """All hidden states of a clip: what the first layer is given, then the output of each; the last one is normed.
 
     Args:
@@ -40,7 +40,7 @@ def states(model: nn.Module, wav: Tensor) -> Iterator[Tensor]:
         yield (model.encoder.layer_norm(state) if pre_norm else state)[0]
 
 
-def weighted_states(model: nn.Module, wav: Tensor, shares: Tensor) -> Tensor:
+def weighted_states(model: Any, wav: Tensor, shares: Tensor) -> Tensor:
     """(T, D): the sum of all hidden states of a clip, each times its share; no two are held at once.
 
     Raises:
@@ -53,7 +53,7 @@ def weighted_states(model: nn.Module, wav: Tensor, shares: Tensor) -> Tensor:
     return total
 
 
-def one_state(model: nn.Module, wav: Tensor, layer: int) -> Tensor:
+def one_state(model: Any, wav: Tensor, layer: int) -> Tensor:
     """(T, D): one hidden state of a clip; 0 is the first layer's input, -1 the last."""
     layer = layer % (model.config.num_hidden_layers + 1)
     return next(state for index, state in enumerate(states(model, wav)) if index == layer)

@@ -68,10 +68,10 @@ class UTMOS22:
 
     name, sample_rate, scores = "utmos22", SAMPLE_RATE, ("utmos",)
 
-    def __init__(self, ssl: nn.Module, head: UTMOSHead, weights_from: str):
+    def __init__(self, ssl: Any, head: UTMOSHead, weights_from: str):
         self.ssl, self.head = ssl, head
         self.ancestry: dict[str, Any] = {
-            "weights_from": weights_from, "base": "wav2vec 2.0 Base, tuned on opinions of the VoiceMOS Challenge 2022",
+            "weights_from": weights_from, "base": "wav2vec2-base, tuned on opinions of the VoiceMOS Challenge 2022",
         }  # fmt: skip
 
     @cached_property
@@ -101,7 +101,7 @@ def load(source: str | Path | None, device: str | torch.device = "cpu") -> UTMOS
     return UTMOS22(ssl.to(device), head.to(device), path.name)
 
 
-def utmos_from_published(tensors: Mapping[str, Tensor], where: str | Path) -> tuple[nn.Module, UTMOSHead]:
+def utmos_from_published(tensors: Mapping[str, Tensor], where: str | Path) -> tuple[Any, UTMOSHead]:
     """The wav2vec 2.0 and what stands behind it, with the weights of a file.
 
     Raises:

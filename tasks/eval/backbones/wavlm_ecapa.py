@@ -164,7 +164,7 @@ class WavLMEcapa:
 
     name, sample_rate = "wavlm-ecapa", SAMPLE_RATE
 
-    def __init__(self, ssl: nn.Module, head: EcapaHead, weights_from: str):
+    def __init__(self, ssl: Any, head: EcapaHead, weights_from: str):
         self.ssl, self.head, self.dim = ssl, head, head.linear.out_features
         self.ancestry: dict[str, Any] = {"weights_from": weights_from, "base": "WavLM-Large, tuned on VoxCeleb"}
 
@@ -197,7 +197,7 @@ def load(source: str | Path | None, device: str | torch.device = "cpu") -> WavLM
     return WavLMEcapa(ssl.to(device), head.to(device), path.name)
 
 
-def wavlm_ecapa_from_published(tensors: Mapping[str, Tensor], where: str | Path) -> tuple[nn.Module, EcapaHead]:
+def wavlm_ecapa_from_published(tensors: Mapping[str, Tensor], where: str | Path) -> tuple[Any, EcapaHead]:
     """The WavLM and what stands on it, with the weights of a file.
 
     Raises:

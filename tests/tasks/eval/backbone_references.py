@@ -130,9 +130,7 @@ def ssl_states(w, wav):
 def attention(w, place, x):
     gates = w.get(f"{place}.self_attn.grep_a")
     heads = gates.shape[1] if gates is not None else x.shape[1] // 64
-    q, k, v = (
-        linear(w, f"{place}.self_attn.{name}_proj", x).view(len(x), heads, -1).transpose(0, 1) for name in "qkv"
-    )
+    q, k, v = (linear(w, f"{place}.self_attn.{name}_proj", x).view(len(x), heads, -1).transpose(0, 1) for name in "qkv")
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
     if gates is not None:
         table = w["encoder.layers.0.self_attn.relative_attention_bias.weight"]
@@ -205,7 +203,8 @@ def ecapa_shapes(dim=128, heads=4, channels=16, pooled=24, squeeze=5, focus=7, o
             shapes |= conv(f"{layer}.Res2Conv1dReluBn.convs.{index}", width, width, 3)
             shapes |= norm_shapes(f"{layer}.Res2Conv1dReluBn.bns.{index}", width)
         for name, before, after in (("linear1", channels, squeeze), ("linear2", squeeze, channels)):
-            shapes |= {f"{layer}.SE_Connect.{name}.weight": (after, before), f"{layer}.SE_Connect.{name}.bias": (after,)}
+            place = f"{layer}.SE_Connect.{name}"
+            shapes |= {f"{place}.weight": (after, before), f"{place}.bias": (after,)}
     shapes |= conv("conv", 3 * channels, pooled, 1)
     shapes |= conv("pooling.linear1", pooled, focus, 1) | conv("pooling.linear2", focus, pooled, 1)
     return shapes | norm_shapes("bn", 2 * pooled) | {"linear.weight": (out, 2 * pooled), "linear.bias": (out,)}
@@ -311,7 +310,8 @@ def cnn14_outputs(w, wav, rate=16_000):
     wav = wav - wav.mean()
     wav = np.pad(wav, (0, max(0, 2 * rate - len(wav))))
     x = torch.tensor(np.pad(wav, size // 2, mode="reflect"), dtype=torch.float32)[None, None]
-    real, imag = (F.conv1d(x, w[f"spectrogram_extractor.stft.conv_{name}.weight"], stride=hop) for name in ("real", "imag"))
+    kernels = (w[f"spectrogram_extractor.stft.conv_{name}.weight"] for name in ("real", "imag"))
+    real, imag = (F.conv1d(x, kernel, stride=hop) for kernel in kernels)
     mel = (real**2 + imag**2)[0].T @ w["logmel_extractor.melW"]
     mel = 10 * torch.log10(mel.clamp_min(1e-10))
     x = batch_norm(w, "bn0", mel)[None, None]  # (1, 1, T, bands)
@@ -340,6 +340,7 @@ def vggish_state(channels=(2, 3, 4, 4, 5, 5), hidden=16, dim=8, seed=0):
 
 def vggish_patches(wav):
     """Log-mel patches of a clip (N,), frame by frame in double precision."""
+
     def mel(hz):
         return 1127 * np.log(1 + hz / 700)
 

@@ -1,12 +1,12 @@
-"""What every plug-in promises: clips alone, any length, silence, and errors for what is no clip."""
+"""Backbones with published weights keep the contract of plug-ins, and answer to the shortest and softest clips."""
 
 import numpy as np
 import pytest
 import torch
 from backbone_references import cnn14_state, ecapa_shapes, random_state, utmos_shapes, vggish_state
+from contract import check_contract
 from test_backbones_published import mert_folder, noise, saved, xvector_folder
 
-from xcodec_lm.configs.errors import AudioError
 from xcodec_lm.tasks.eval import plugins
 from xcodec_lm.tasks.eval.backbones import cnn14, hf_xvector, logmel_stats, mert, utmos22, vggish, wavlm_ecapa
 
@@ -48,20 +48,22 @@ def test_plugins_are_of_their_kinds(judges):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_clip_is_heard_alone(name, judges):
-    judge = judges[name]
-    clips = [noise(seconds, judge.sample_rate, seed) for seed, seconds in enumerate((1.1, 0.4, 2.5))]
-    together = values(judge, clips)
-    alone = np.concatenate([values(judge, [clip]) for clip in reversed(clips)])[::-1]
-    np.testing.assert_array_equal(together, alone)
-    assert values(judge, []).shape[0] == 0 or values(judge, []).size == 0
+def test_the_contract_is_kept(name, judges):
+    kind = "embedder" if name in EMBEDDERS else "mos" if name == "utmos22" else "speaker"
+    check_contract(judges[name], kind, 3.0)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_short_and_silent_clips_have_finite_values(name, judges):
     judge, rate = judges[name], judges[name].sample_rate
     quiet = noise(0.5, rate, level=5e-4)
-    clips = [noise(0.1, rate), quiet, np.zeros(rate // 2, np.float32), np.full(rate, 0.5, np.float32), noise(1 / rate, rate)]
+    clips = [
+        noise(0.1, rate),
+        quiet,
+        np.zeros(rate // 2, np.float32),
+        np.full(rate, 0.5, np.float32),
+        noise(1 / rate, rate),
+    ]
     found = values(judge, clips)
     assert len(found) == len(clips) and np.isfinite(found).all()
     if name in EMBEDDERS:
@@ -78,26 +80,6 @@ def test_short_and_silent_clips_have_finite_values(name, judges):
 def test_a_minute_is_heard(name, judges):
     judge = judges[name]
     assert np.isfinite(values(judge, [noise(60.0, judge.sample_rate)])).all()
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_what_is_no_clip_is_refused(name, judges):
-    judge = judges[name]
-    broken = noise(0.5)
-    broken[7] = np.nan
-    infinite = noise(0.5)
-    infinite[0] = np.inf
-    bad = [broken, infinite, np.zeros(0, np.float32), np.zeros((2, 800), np.float32), np.zeros(800, np.int16),
-           np.full(800, 3.0, np.float32)]  # fmt: skip
-    for clip in bad:
-        with pytest.raises(AudioError):
-            values(judge, [noise(0.2), clip])
-        if name in EMBEDDERS:
-            with pytest.raises(AudioError):
-                judge.frames(clip)
-        if name.startswith("cnn14"):
-            with pytest.raises(AudioError):
-                judge.class_logits(clip)
 
 
 def test_values_need_no_gradients(judges):

@@ -162,12 +162,15 @@ def test_paper_size_of_wavlm_ecapa_has_711_tensors():
 # ------------------------------------------------------------------ MERT and x-vectors, by transformers' own forward
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+         "conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}  # fmt: skip
+
+
 def mert_folder(folder, **changes):
     from transformers import HubertConfig, HubertModel
 
     torch.manual_seed(4)
-    sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, conv_dim=[8] * 7,
-                 num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)  # fmt: skip
+    sizes = SIZES | {"num_hidden_layers": 3}
     with quiet_transformers():
         model = HubertModel(HubertConfig(**sizes)).eval()
     spelling = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
@@ -180,7 +183,8 @@ def mert_folder(folder, **changes):
     torch.save(state, folder / "pytorch_model.bin")
     config = {**model.config.to_dict(), "model_type": "mert_model", "architectures": ["MERTModel"],
               "auto_map": {"AutoModel": "modeling_MERT.MERTModel"}, "sample_rate": 24_000, "deepnorm": False,
-              "feature_extractor_cqt": False, "feature_extractor_cqt_bins": 84, "attention_relax": -1.0, **changes}  # fmt: skip
+              "feature_extractor_cqt": False, "feature_extractor_cqt_bins": 84, "attention_relax": -1.0,
+              **changes}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": 24_000}))
     return folder, model
@@ -223,9 +227,7 @@ def xvector_folder(folder, **changes):
     from transformers import WavLMConfig, WavLMForXVector
 
     torch.manual_seed(5)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=[8] * 7,
-                 num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, tdnn_dim=[16, 16, 16, 16, 24],
-                 xvector_output_dim=20, num_labels=7)  # fmt: skip
+    sizes = SIZES | {"tdnn_dim": [16, 16, 16, 16, 24], "xvector_output_dim": 20, "num_labels": 7}
     with quiet_transformers():
         model = WavLMForXVector(WavLMConfig(**sizes | changes)).eval()
         model.save_pretrained(folder)

@@ -30,7 +30,7 @@ def spoken(words):
 
 
 def test_words_and_voices_get_worse_with_the_codec(digits, words, ear, level):
-    codecs = {"codec": digits(), "against": digits("spoilt", spoil=3.0)}
+    codecs = {"codec": digits(), "against": digits("spoilt", spoil=30.0)}
     found = judged(codecs, spoken(words), (1, 2), ear, level)
     assert found["clips"] == 24 and found["speakers"] == 6
     assert found["recordings"]["wer"]["value"] == 0 and found["recordings"]["others"]["value"] < 1

@@ -325,7 +325,17 @@ def _cost(data: dict[str, Any], names: dict[str, str]) -> list[Block]:
 def _judges(data: dict[str, Any]) -> list[Block]:
     if not data["judged"]:
         return []
-    return [KeyValues(data["judged"]["judges"], "Judges, and what they descend from")]
+    judges = data["judged"]["judges"]
+    items: dict[str, Any] = {}
+    for name, ancestry in (("recogniser", "ancestry"), ("voices", "voices_ancestry")):
+        if name not in judges:
+            continue
+        items[name] = judges[name]
+        for key, value in judges[ancestry].items():
+            if key == "trained_on":  # the lists of speakers and recordings are in card.json
+                value = [f"{entry['manifest']} ({entry['rows']} rows)" for entry in value]
+            items[f"{name}: {key.replace('_', ' ')}"] = value
+    return [KeyValues(items, "Judges, and what they descend from")]
 
 
 def format_card(data: dict[str, Any]) -> str:

@@ -112,7 +112,8 @@ def training_rows(settings: Settings, trained: Facts, paper: str, preset: str) -
         else:
             rows.append((
                 f"language model on {name}", paper,
-                f"{named_preset}: {(facts['parameters'] or 0) / 1e6:.2f} M parameters, {facts['steps']} steps, "
+                f"{named_preset}: {(facts['parameters'] or 0) / 1e6:.2f} M parameters, "
+                f"{facts['n_q']} codebook(s), {facts['steps']} steps, "
                 f"{(facts['audio_s'] or 0) / 3600:.2f} h of audio seen",
             ))  # fmt: skip
     return rows

@@ -54,10 +54,10 @@ class Scale:
     takes: int = 3
     clips: int = 60
     per_class: int = 60
-    judge_steps: int = 500
-    speech_steps: int = 500
-    music_steps: int = 240
-    sound_steps: int = 240
+    judge_steps: int = 400
+    speech_steps: int = 400
+    music_steps: int = 200
+    sound_steps: int = 200
     prompts: int = 24
 
 

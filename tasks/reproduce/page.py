@@ -156,7 +156,7 @@ def _document(
     if paper.cautions:
         protocol.append(Text("\n\n".join(f"Mind: {caution}." for caution in paper.cautions)))
     judges: list[Block] = [
-        KeyValues(_given(facts) or {"made from": "nothing: a formula"}, name)
+        KeyValues(_ancestry(facts) or {"made from": "nothing: a formula"}, name)
         for name, facts in scores["evaluators"].items()
     ]  # fmt: skip
     times: list[list[Cell]] = [[done.name, done.wall_s, done.cpu_s] for done in stages]
@@ -171,6 +171,14 @@ def _document(
             Download(f"table{paper.number}.json", data, "everything as JSON"),
         ],
     )  # fmt: skip
+
+
+def _ancestry(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a judge descends from, without the names of all recordings: those are in the JSON file."""
+    shown = _given(facts)
+    if isinstance(shown.get("trained_on"), list):
+        shown["trained_on"] = [f"{entry['manifest']} ({entry['rows']} rows)" for entry in shown["trained_on"]]
+    return shown
 
 
 def _given(facts: Mapping[str, Any]) -> dict[str, Any]:

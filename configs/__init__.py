@@ -4,6 +4,7 @@ if __name__ == "configs":
     raise ImportError("this package is called xcodec_lm.configs; write `import xcodec_lm.configs`")
 
 from xcodec_lm.configs.codec import CodecTrainConfig
+from xcodec_lm.configs.compare import CompareConfig
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LMTrainConfig
@@ -15,6 +16,7 @@ from xcodec_lm.configs.tts_llama import LlamaTTSTrainConfig
 __all__ = [
     "FAMILIES",
     "CodecTrainConfig",
+    "CompareConfig",
     "ConfigError",
     "HubertTrainConfig",
     "LMTrainConfig",

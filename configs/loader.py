@@ -19,6 +19,7 @@ import yaml
 
 from xcodec_lm.configs.clap import ClapTrainConfig
 from xcodec_lm.configs.codec import CodecTrainConfig
+from xcodec_lm.configs.compare import CompareConfig
 from xcodec_lm.configs.errors import ConfigError
 from xcodec_lm.configs.hubert import HubertTrainConfig
 from xcodec_lm.configs.lm import LayoutConfig, LMTrainConfig
@@ -40,6 +41,7 @@ FAMILIES: dict[str, type] = {
     "sound": SoundTrainConfig,
     "tts": TTSTrainConfig,
     "llasa": LlamaTTSTrainConfig,
+    "compare": CompareConfig,
 }
 """Preset family -> the dataclass that its files describe."""
 

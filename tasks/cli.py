@@ -19,11 +19,14 @@ import tyro
 
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.commands import (
+    arch,
     clap,
     codec,
+    codec_card,
     codec_eval,
     codec_stream,
     common,
+    compare,
     convert,
     data,
     evaluate,
@@ -31,6 +34,7 @@ from xcodec_lm.tasks.commands import (
     general,
     hubert,
     music,
+    reproduce,
     sound,
     tts,
 )
@@ -170,6 +174,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(general.demo, "the whole path in one command, with a report to listen to"),
+    "reproduce": Command(reproduce.reproduce, "table1 to table7 or all: the paper's tables, on its data or in small"),
     "presets": Command(general.presets, "ls, show NAME or cp NAME: configurations to start from"),
     "data scan": Command(data.data_scan, "list the recordings of a folder or a corpus in a manifest"),
     "data check": Command(data.data_check, "find everything that is wrong with a manifest"),
@@ -186,13 +191,17 @@ COMMANDS: dict[str, Command] = {
     "codec info": Command(codec.codec_info, "what a codec is; --list those that are known; --verify a fingerprint"),
     "codec stream": Command(codec_stream.codec_stream, "a recording piece by piece, and how far that is from at once"),
     "codec convert": Command(convert.codec_convert, "a checkpoint in the original code's, transformers' or our layout"),
-    "codec card": Command(codec.codec_card, "a run as a model folder for others: half precision, card, provenance"),
+    "codec card": Command(codec_card.codec_card, "what a codec is as a language model's tokenizer, on one page"),
+    "codec ship": Command(codec.codec_ship, "a run as a model folder for others: half precision, card, provenance"),
     "hubert train": Command(hubert.hubert_train, "pre-train a teacher on the first codes of a codec", parses=True),
     "hubert probe": Command(hubert.hubert_probe, "what a teacher's frames tell of words, speakers and sounds"),
     "clap train": Command(clap.clap_train, "train a CLAP, which embeds sounds and captions alike", parses=True),
     "music train": Command(music.music_train, "train a language model over a token store", parses=True),
     "music continue": Command(music.music_continue, "continue a recording"),
+    "eval list": Command(evaluate.eval_list, "every metric: what it needs, who hears for it, what is missing"),
+    "eval run": Command(evaluate.eval_run, "a suite of metrics over recordings and references, with verdicts"),
     "eval train-evaluators": Command(evaluate.train_evaluators, "small judges of generated speech from your own data"),
+    "eval arch": Command(arch.eval_arch, "linear probes on the data sets of ARCH, from local folders"),
     "tts train": Command(tts.tts_train, "train VALL-E's AR and NAR over token stores of speech with text", parses=True),
     "tts say": Command(tts.tts_say, "speak a text in the voice of a recording"),
     "tts eval": Command(tts.tts_eval, "word errors and likeness of zero-shot speech, beside codec and controls"),
@@ -202,6 +211,7 @@ COMMANDS: dict[str, Command] = {
     "sound eval": Command(sound.sound_eval, "classes, CLAP scores, distances and copies of made sounds, with a page"),
     "sound card": Command(sound.sound_card, "a run as a model folder for others: half precision, card, provenance"),
     "clap card": Command(clap.clap_card, "a run as a model folder for others: half precision, card, provenance"),
+    "compare": Command(compare.compare, "does this codec make the language model better? one command, one verdict"),
     "export": Command(export.export, "a language model as a folder for transformers, vLLM or SGLang"),
     "music card": Command(music.music_card, "a run as a model folder for others: half precision, card, provenance"),
     "music eval": Command(music.music_eval, "bits per second of unseen music, and sets of continuations"),

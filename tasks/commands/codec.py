@@ -139,7 +139,7 @@ def codec_info(
     return Result("\n".join(lines), data)
 
 
-def codec_card(
+def codec_ship(
     run: Positional[Path], /, out: OutFile, evaluation: Path | None = None, notes: Path | None = None
 ) -> Result:
     """Writes a codec's model folder for others: half precision, a card, and what it was trained on.

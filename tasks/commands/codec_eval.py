@@ -28,7 +28,7 @@ def codec_eval(
         split: which rows are reconstructed; probes train on train, ABX takes words of dev too with test.
         against: the codec to compare with, such as the twin without semantics.
         probes: with --against: probes, ABX and the cost of encoding.
-        items: ABX items, a Libri-light .item file or JSON lines; without it, recordings of single words.
+        items: of ABX, a Libri-light .item file, JSON lines or a folder of TextGrids; else recordings of single words.
         clip_s: take at most this much of each recording.
         device: where to compute.
         seed: of the intervals, samples and probes.

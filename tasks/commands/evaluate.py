@@ -1,14 +1,115 @@
-"""The command `eval train-evaluators`."""
+"""Commands of the noun `eval`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from xcodec_lm.configs.errors import UsageError
-from xcodec_lm.tasks.commands.common import Device, OutFile, Result, load_codec_for
+from tyro.conf import Positional
+
+from xcodec_lm.configs.errors import PartialError, UsageError
+from xcodec_lm.tasks.commands.common import Device, OutFile, Result, device_of, load_codec_for
 
 Kind = Literal["recogniser", "speaker"]
+Suite = Literal["speech", "music", "sound", "reconstruction"]
+
+
+def eval_list(licences: bool = False) -> Result:
+    """Lists every metric: what it needs, who hears for it, what stands in offline, what is missing and how to get it.
+
+    Args:
+        licences: show licences of weights and libraries in place of what is missing.
+    """
+    from xcodec_lm.tasks.eval.run_text import format_list, list_metrics, list_plugins
+
+    return Result(format_list(licences), {"metrics": list_metrics(), "plugins": list_plugins()})
+
+
+def eval_run(
+    suite: Positional[Suite], /, out: OutFile, manifest: Path | None = None, ref: Path | None = None,
+    hyp: tuple[str, ...] = (), metrics: tuple[str, ...] = (), judges: Path | None = None, weights: tuple[str, ...] = (),
+    references: Path | None = None, made_by: tuple[str, ...] = (), cache: Path | None = None, workers: int = 1,
+    seed: int = 0, device: Device = "auto",
+) -> Result | tuple[Result, PartialError]:  # fmt: skip
+    """Measures made recordings against their references, paired by id, with intervals and verdicts.
+
+    Writes results.json, items.jsonl (a line a recording), and failed.jsonl; exit code 3 if something failed.
+
+    Args:
+        suite: which metrics: speech, music, sound or reconstruction.
+        out: folder for the results.
+        manifest: pairs file, JSON lines: id, audio, and as needed system, ref_audio, prompt_audio, text, caption,
+            label, unit (or speaker, piece, recording). Systems called "ground truth", "resynthesis", "noise" or
+            "shuffled" are anchors.
+        ref: in place of --manifest: folder or manifest of true recordings, paired with --hyp by id.
+        hyp: SYSTEM=FOLDER_OR_MANIFEST of made recordings; several for several systems.
+        metrics: in place of the suite's; `wer[tinyctc]` names the plug-in, `mel[dac_eval]` the preset.
+        judges: folder of `eval train-evaluators`.
+        weights: NAME=PATH of plug-ins, as `eval list` names them.
+        references: folder or manifest that sets are compared with, in place of each row's ref_audio.
+        made_by: SYSTEM=RUN, what made a system, so that a judge related to it gives no verdict; several for one system
+            add up.
+        cache: folder of what plug-ins heard; by default OUT/cache.
+        workers: processes; the result is the same for any number.
+        seed: of intervals and draws.
+        device: where plug-ins compute.
+    """
+    from xcodec_lm.tasks.eval import run_eval as runner
+    from xcodec_lm.tasks.eval.pairs import pair_sets, read_pairs, read_set
+    from xcodec_lm.tasks.eval.plan import find_sources
+    from xcodec_lm.tasks.eval.run_text import format_run
+
+    if (manifest is None) == (ref is None) or bool(hyp) != (ref is not None):
+        raise UsageError(
+            "eval run needs --manifest, or --ref with --hyp", "eval run speech --manifest pairs.jsonl -o OUT"
+        )
+    if workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {workers}")
+    if manifest is not None:
+        pairs = read_pairs(manifest)
+    else:
+        assert ref is not None
+        pairs = pair_sets(ref, _named(hyp, "--hyp"))
+    where = device_of(device)
+    request = runner.Request(
+        suite, cache or out / "cache", metrics, find_sources(weights, judges, where), _origins(made_by, pairs.systems),
+        () if references is None else tuple(read_set(references)), workers, seed, where,
+    )  # fmt: skip
+    data = runner.run_eval(pairs, request)
+    runner.write_results(data, out)
+    result = Result(
+        f"{format_run(data)}\n\nresults: {out / 'results.json'}",
+        {key: value for key, value in data.items() if key != "items"},
+    )
+    if not data["failures"]:
+        return result
+    names = {(row["system"], row["id"]) for row in data["failures"]}
+    return result, PartialError(f"{len(names)} recordings failed", f"{out / 'failed.jsonl'} lists them and why")
+
+
+def _named(values: tuple[str, ...], flag: str) -> dict[str, str]:
+    """NAME=PATH texts as a dictionary; a path alone is named after itself."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals else (Path(text).stem, text)
+        if not name or not path or name in found:
+            raise UsageError(f"{flag} {text!r}: a name and a path are needed, each name once", f"{flag} NAME=PATH")
+        found[name] = path
+    return found
+
+
+def _origins(values: tuple[str, ...], systems: list[str]) -> dict[str, Any]:
+    from xcodec_lm.tasks.eval.ancestry import Origin, read_origin
+
+    found: dict[str, Origin] = {}
+    for text in values:
+        system, _, path = text.partition("=")
+        if system not in systems or not path:
+            raise UsageError(f"--made-by {text!r} names no system", f"systems: {', '.join(systems)}")
+        new, old = read_origin(path), found.get(system, Origin())
+        found[system] = Origin(old.fingerprints | new.fingerprints, old.ancestry or new.ancestry)
+    return found
 
 
 def train_evaluators(

@@ -117,7 +117,7 @@ def music_eval(
         music, list(manifests), open_stores(tokens or stores_of(run)), out, split, prompt_s, seconds, prompts, seed,
         Sampling(temperature, top_k, top_p),
     )  # fmt: skip
-    return Result(format_music(data), data)
+    return Result(format_music(data), {key: value for key, value in data.items() if key != "items"})
 
 
 def music_card(

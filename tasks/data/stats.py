@@ -15,6 +15,7 @@ from xcodec_lm.configs.errors import TokenError
 from xcodec_lm.lm import shard_files as files
 from xcodec_lm.lm.shard_index import OTHER_SPLIT, SPLITS
 from xcodec_lm.lm.shards import TokenStore
+from xcodec_lm.tasks.eval.codebook import entropy_bits
 
 BLOCK_FRAMES = 1 << 17
 """Frames counted at once: some megabytes."""
@@ -107,7 +108,7 @@ def stats(folder: str | Path) -> Stats:
     spec = store.spec
     sizes = np.array(spec.codebook_sizes * len(spec.tracks))
     counts, keys = _count(store, sizes)
-    entropies = [_entropy_bits(count) for count in counts]
+    entropies = [entropy_bits(count) for count in counts]
     books = [
         Book(spec.tracks[place // spec.n_q], place % spec.n_q, len(count), int((count > 0).sum()), bits)
         for place, (count, bits) in enumerate(zip(counts, entropies, strict=True))
@@ -212,11 +213,6 @@ def _blocks(store: TokenStore) -> Iterator[tuple[int, np.ndarray]]:
             count = min(BLOCK_FRAMES, int(stop[last - 1]) - begin)
             here = first + int(np.searchsorted(stop[first:last], begin, side="right"))
             yield int(order[here]), store.frames(int(shard[first]), begin, count)
-
-
-def _entropy_bits(count: np.ndarray) -> float:
-    shares = count[count > 0] / count.sum()
-    return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def _split_names(store: TokenStore) -> np.ndarray:

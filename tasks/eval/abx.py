@@ -5,11 +5,11 @@ x is nearer to b than to a; a tie counts half. Chance is 50 %. `within`: all thr
 are of one speaker, x of another. Errors are averaged over contexts (and x's speakers), then over speakers, then over
 pairs of labels, every cell alike.
 
-The distance of two items is the cheapest warping path's mean frame distance, and that of two frames the angle between
-them as a share of pi.
+The distance of two items is the cheapest warping path's mean frame distance (`warping`), and that of two frames the
+angle between them as a share of pi or, of codes, the share that differ.
 
 Source: Schatz et al. 2013, "Evaluating speech features with the minimal-pair ABX task"; caps as in Kahn et al. 2020
-(arXiv 1912.07875), whose last frame of every item, which its code leaves out, is kept here.
+(arXiv 1912.07875). Its code leaves out the last frame of every item: `slice_rule` of `abx_items`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.tasks.eval.abx_items import Item
 from xcodec_lm.tasks.eval.intervals import Estimate, draw_weights, percentiles
+from xcodec_lm.tasks.eval.warping import Distance, pair_distances
 
 Mode = Literal["within", "across"]
-GRAIN = 2.0**24
-"""Frame distances are whole multiples of 1 / GRAIN, so that sums are exact and ties are ties on every machine. The
-rounding error of an arccos near 0 is several times smaller."""
-ELEMENTS_AT_ONCE = 4_000_000
-MOST_DISTANCES = 400_000
+MOST_DISTANCES = 1_000_000
 """Item distances that are computed without drawing a sample."""
 MOST_ITEMS, MOST_X_SPEAKERS = 10, 5
 """Caps of the published evaluations: items of a group, speakers of x."""
@@ -83,6 +79,7 @@ def abx(
     most_distances: int = MOST_DISTANCES,
     most_items: int = MOST_ITEMS,
     most_x_speakers: int = MOST_X_SPEAKERS,
+    distance: Distance = "angular",
 ) -> AbxResult:
     """The error over all triplets or, where they are too many, over seeded samples of them.
 
@@ -94,6 +91,7 @@ def abx(
         most_distances: draw samples if more distances of items than this were needed.
         most_items: items of a group in a sample.
         most_x_speakers: speakers of x for each group of a in a sample.
+        distance: of frames, see `warping.pair_distances`; `identical` is for codes (T, Q).
     """
     groups: dict[Group, list[int]] = defaultdict(list)
     for index, (item, vector) in enumerate(zip(items, vectors, strict=True)):
@@ -102,87 +100,13 @@ def abx(
     triples = _triples(groups, mode)
     needed = sum(len(groups[y]) * len(groups[x]) for y, x in _pairs_of(triples))
     if needed <= most_distances:
-        return _measure(groups, triples, vectors)
+        return _measure(groups, triples, vectors, mode, distance)
     draws = []
     for seed in seeds:
         sample = {key: _sample(members, most_items, seed, *key) for key, members in groups.items()}
         chosen = _limit_x_speakers(triples, most_x_speakers, seed) if mode == "across" else triples
-        draws.append(_measure(sample, chosen, vectors))
+        draws.append(_measure(sample, chosen, vectors, mode, distance))
     return _mean(draws)
-
-
-def item_distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> np.ndarray:
-    """Warped distances of pairs of items, (P,), each in 0..1.
-
-    Args:
-        first: (T, D) each.
-        second: (T', D) each; a path that can go several ways at equal cost goes diagonally, else along `second`.
-    """
-    if not len(first):
-        return np.zeros(0)
-    result = np.empty(len(first))
-    rows = np.array([len(x) for x in first])
-    columns = np.array([len(x) for x in second])
-    order = np.lexsort((columns, rows))  # pairs of like sizes together, so that little is padded
-    width = first[0].shape[1]
-    start = 0
-    while start < len(order):
-        stop, n, m = start, 0, 0
-        while stop < len(order):
-            n, m = max(n, rows[order[stop]]), max(m, columns[order[stop]])
-            if stop > start and (stop + 1 - start) * (n * m + (n + m) * width) > ELEMENTS_AT_ONCE:
-                break
-            stop += 1
-        chosen = order[start:stop]
-        x, y = (torch.nn.utils.rnn.pad_sequence([s[i].double() for i in chosen], True) for s in (first, second))
-        sizes = [torch.from_numpy(counts[chosen]).to(x.device) for counts in (rows, columns)]
-        result[chosen] = _warp(_frame_distances(x, y), *sizes).cpu().numpy()
-        start = stop
-    return result
-
-
-def _frame_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Angles / pi of (P, N, D) and (P, M, D), (P, N, M), in whole multiples of 1 / GRAIN and scaled by it.
-
-    A zero vector has the largest distance to every other vector and none to another zero vector.
-    """
-    norms = [vectors.norm(dim=2, keepdim=True) for vectors in (x, y)]
-    x, y = (vectors / norm.clamp_min(1e-300) for vectors, norm in zip((x, y), norms, strict=True))
-    angles = torch.bmm(x, y.transpose(1, 2)).clamp_(-1, 1).arccos_().div_(math.pi)
-    zero_x, zero_y = norms[0] == 0, (norms[1] == 0).transpose(1, 2)
-    angles = torch.where(zero_x | zero_y, (zero_x ^ zero_y).double(), angles)
-    return angles.mul_(GRAIN).round_()
-
-
-def _warp(distances: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Mean distance along the cheapest path through each (N, M) of (P, N, M), of which `rows` by `columns` are valid.
-
-    The table is filled diagonal by diagonal, for all pairs at once; each diagonal is stored by row. The length of a
-    path travels with its cost, by the rule that a path traced back would follow.
-    """
-    pairs, n, m = distances.shape
-    infinite = distances.new_full((pairs, n + 1), math.inf)  # index 0 lies before the first row
-    before, last = infinite, infinite.clone()  # costs two diagonals ago, and one ago
-    length_before, length_last = torch.zeros_like(infinite), torch.zeros_like(infinite)
-    result = distances.new_empty(pairs)
-    for diagonal in range(n + m - 1):
-        i = torch.arange(max(0, diagonal - m + 1), min(diagonal, n - 1) + 1, device=distances.device)
-        here = distances[:, i, diagonal - i]
-        if diagonal == 0:
-            cost, length = here, torch.ones_like(here)
-        else:
-            across, left, up = before[:, i], last[:, i + 1], last[:, i]
-            diagonally = (across <= left) & (across <= up)
-            leftwards = left <= up
-            cost = here + torch.where(diagonally, across, torch.where(leftwards, left, up))
-            straight = torch.where(leftwards, length_last[:, i + 1], length_last[:, i])
-            length = 1 + torch.where(diagonally, length_before[:, i], straight)
-        before, length_before = last, length_last
-        last, length_last = infinite.clone(), torch.zeros_like(infinite)
-        last[:, i + 1], length_last[:, i + 1] = cost, length
-        ends = (rows + columns - 2 == diagonal).nonzero()[:, 0]
-        result[ends] = last[ends, rows[ends]] / length_last[ends, rows[ends]] / GRAIN
-    return result
 
 
 def _triples(groups: dict[Group, list[int]], mode: Mode) -> list[Triple]:
@@ -208,23 +132,34 @@ def _pairs_of(triples: list[Triple]) -> list[tuple[Group, Group]]:
     return list(dict.fromkeys(pair for a, b, x in triples for pair in ((a, x), (b, x))))
 
 
-def _measure(groups: dict[Group, list[int]], triples: list[Triple], vectors: Sequence[Tensor | None]) -> AbxResult:
+def _measure(
+    groups: dict[Group, list[int]],
+    triples: list[Triple],
+    vectors: Sequence[Tensor | None],
+    mode: Mode,
+    distance: Distance,
+) -> AbxResult:
     pairs = _pairs_of(triples)
-    members = [(i, j) for y, x in pairs for i in groups[y] for j in groups[x]]
-    flat = item_distances([vectors[i] for i, _ in members], [vectors[j] for _, j in members])  # type: ignore[misc]
+    sizes = [(len(groups[x]), len(groups[y])) for y, x in pairs]
+    members = np.array([(j, i) for y, x in pairs for j in groups[x] for i in groups[y]]).reshape(-1, 2)
+    # all pairs of a context have their frames in common, within speakers all those of one speaker
+    keys = [(*x[:2], x[3] if mode == "within" else "") for _, x in pairs]
+    number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    blocks = np.repeat([number[key] for key in keys], [n * m for n, m in sizes])
+    flat = pair_distances(vectors, members, blocks, distance)
     tables, start = {}, 0
-    for y, x in pairs:
-        shape = len(groups[y]), len(groups[x])
-        tables[y, x] = flat[start : start + shape[0] * shape[1]].reshape(shape)
-        start += shape[0] * shape[1]
+    for pair, (n, m) in zip(pairs, sizes, strict=True):
+        tables[pair] = flat[start : start + n * m].reshape(n, m)
+        start += n * m
     cells: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for a, b, x in triples:
-        to_a, to_b = tables[a, x][:, None], tables[b, x][None]  # (A, 1, X), (1, B, X)
-        wrong = (to_a > to_b) + 0.5 * (to_a == to_b)
-        valid = np.ones_like(wrong, dtype=bool)
-        if a == x:
-            valid[np.arange(len(to_a)), :, np.arange(len(to_a))] = False  # an item is not its own x
-        cells[a[2], b[2]][a[3]].append(100 * float(wrong[valid].mean()))
+        to_a, to_b = tables[a, x][:, :, None], tables[b, x][:, None]  # (X, A, 1), (X, 1, B)
+        count = len(to_a) * to_a.shape[1] * to_b.shape[2]
+        if a == x:  # an item is not its own x
+            to_a = np.where(np.eye(len(to_a), dtype=bool)[:, :, None], np.nan, to_a)
+            count -= len(to_a) * to_b.shape[2]
+        wrong = np.count_nonzero(to_a > to_b) + 0.5 * np.count_nonzero(to_a == to_b)
+        cells[a[2], b[2]][a[3]].append(100 * wrong / count)
     errors = {pair: {name: float(np.mean(v)) for name, v in row.items()} for pair, row in cells.items()}
     error = _over_pairs(errors)
     return AbxResult(error, errors, len(triples), len(members), [error])

@@ -1,6 +1,6 @@
 """Items of ABX tests: which stretch of which recording is which phone or word, said by whom.
 
-Three sources: Libri-light's `.item` files, JSON lines, and recordings that hold one word each.
+Four sources: Libri-light's `.item` files, JSON lines, TextGrids (`textgrid`), and recordings that hold one word each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -21,6 +22,10 @@ from xcodec_lm.configs.errors import XcodecLMError
 COLUMNS = ("file", "onset", "offset", "phone", "prev", "next", "speaker")
 FORMAT_HINT = "columns of an .item file: #file onset offset #phone prev-phone next-phone speaker; times in seconds"
 JSON_HINT = "keys of a row: file (id of a recording), phone or word, speaker, and optionally onset, offset, prev, next"
+
+
+SliceRule = Literal["inclusive", "libri-light"]
+"""Which frames an item has: all whose moments lie in it, or all of these but the last, as in Libri-light's code."""
 
 
 class ItemError(XcodecLMError):
@@ -49,18 +54,26 @@ class Item:
     onset_s: Decimal | None = None
     offset_s: Decimal | None = None
 
-    def frames(self, frame_rate: Fraction, total: int) -> tuple[int, int]:
+    def frames(self, frame_rate: Fraction, total: int, slice_rule: SliceRule = "inclusive") -> tuple[int, int]:
         """First frame and the one after the last, of a recording of `total` frames.
 
         Frame i stands for the moment (i + 0.5) / frame_rate; an item has the frames whose moments lie in it, both ends
         included. Frames that the recording does not have are cut off, so the range may be empty.
+
+        Args:
+            frame_rate: per second.
+            total: frames of the recording.
+            slice_rule: `libri-light` leaves out the last of these frames, as published figures made with its code do.
+
+        Source: facebookresearch/libri-light `eval/ABX_src`; the defect is described in fastabx's documentation,
+            https://docs.cognitive-ml.fr/fastabx/advanced/slicing.html.
         """
         if self.onset_s is None or self.offset_s is None:
             return 0, total
         half = Fraction(1, 2)
         first = math.ceil(Fraction(self.onset_s) * frame_rate - half)
-        last = math.floor(Fraction(self.offset_s) * frame_rate - half)
-        return max(0, first), min(total, last + 1)
+        stop = math.floor(Fraction(self.offset_s) * frame_rate - half) + (slice_rule == "inclusive")
+        return max(0, first), min(total, stop)
 
 
 @dataclass(frozen=True)
@@ -78,13 +91,16 @@ class Cut:
     empty: int
 
 
-def cut(items: Sequence[Item], features: Mapping[str, Tensor], frame_rate: Fraction) -> Cut:
+def cut(
+    items: Sequence[Item], features: Mapping[str, Tensor], frame_rate: Fraction, slice_rule: SliceRule = "inclusive"
+) -> Cut:
     """The frames of every item.
 
     Args:
         items: each of a recording in `features`.
         features: (T, D) of each recording.
         frame_rate: of the features, per second.
+        slice_rule: see `Item.frames`.
 
     Raises:
         ItemError: an item's recording has no features.
@@ -95,9 +111,9 @@ def cut(items: Sequence[Item], features: Mapping[str, Tensor], frame_rate: Fract
         whole = features.get(item.clip)
         if whole is None:
             raise ItemError(f"ABX item {item.label!r}: there is no recording called {item.clip!r}", JSON_HINT)
-        start, stop = item.frames(frame_rate, len(whole))
+        start, stop = item.frames(frame_rate, len(whole), slice_rule)
         if item.offset_s is not None:
-            clipped += math.floor(Fraction(item.offset_s) * frame_rate - Fraction(1, 2)) >= len(whole)
+            clipped += item.frames(frame_rate, len(whole) + 1, slice_rule)[1] > len(whole)
         vectors.append(whole[start:stop] if stop > start else None)
         empty += stop <= start
     return Cut(vectors, clipped, empty)
@@ -113,12 +129,16 @@ def items_of_words(clips: Iterable[Clip]) -> list[Item]:
 
 
 def read_items(path: str | Path) -> list[Item]:
-    """Items of a Libri-light `.item` file, or of JSON lines when the file ends in .jsonl.
+    """Items of a Libri-light `.item` file, of JSON lines when the file ends in .jsonl, or of a folder of TextGrids.
 
     Raises:
         ItemError: the file cannot be read or has no items, or a line is none; names the first such line.
     """
     path = Path(path)
+    if path.is_dir():
+        from xcodec_lm.tasks.eval.textgrid import items_of_textgrids
+
+        return items_of_textgrids(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,8 +21,8 @@ from xcodec_lm.codec.runtime.progress import track
 from xcodec_lm.codec.tokens import AudioTokenizer
 from xcodec_lm.tasks.eval import reconstruction, signal
 from xcodec_lm.tasks.eval.abx import Mode, abx
-from xcodec_lm.tasks.eval.abx_items import JSON_HINT, Item, ItemError, cut, items_of_words
-from xcodec_lm.tasks.eval.codec_features import FeatureKey, collect, feature_keys, has
+from xcodec_lm.tasks.eval.abx_items import JSON_HINT, Item, ItemError, SliceRule, cut, items_of_words
+from xcodec_lm.tasks.eval.codec_features import CODES, FeatureKey, code_keys, collect, feature_keys, has
 from xcodec_lm.tasks.eval.codec_probes import probes
 from xcodec_lm.tasks.eval.intervals import Estimate, difference_estimate, mean_estimate
 from xcodec_lm.tasks.eval.reconstruction import LOWER_IS_BETTER, N_QS, Domain, Values
@@ -74,7 +74,7 @@ def compare(
         data["probes"] = probes(codecs, every, keys, clip_s, seed)
         splits = HELD_OUT if split == "test" else (split,)
         held_out = [clip for clip in every if split is None or (clip.split or "train") in splits]
-        data["abx"] = discriminability(codecs, every if items else held_out, keys, items, seed)
+        data["abx"] = discriminability(codecs, every if items else held_out, [*keys, *code_keys(n_qs)], items, seed)
         data["abx_items"] = "of the given file" if items else f"words of {' and '.join(map(str, splits))}"
         if split is None and not items:
             data["abx_items"] = "words of all splits"
@@ -174,8 +174,9 @@ def _with_verdict(difference: Estimate, lower_is_better: bool) -> dict[str, Any]
 
 
 def discriminability(
-    codecs: Codecs, clips: Sequence[Clip], keys: Sequence[FeatureKey], items: Sequence[Item] | None, seed: int = 0
-) -> list[dict[str, Any]]:
+    codecs: Codecs, clips: Sequence[Clip], keys: Sequence[FeatureKey], items: Sequence[Item] | None, seed: int = 0,
+    slice_rule: SliceRule = "inclusive",
+) -> list[dict[str, Any]]:  # fmt: skip
     """ABX errors within and across speakers of every feature.
 
     Args:
@@ -184,6 +185,7 @@ def discriminability(
         keys: features.
         items: None takes the recordings of single words.
         seed: of the bootstrap.
+        slice_rule: which frames an item has.
 
     Returns:
         A row for each mode and feature: `mode`, `feature`, `n_q`, `items`, `empty`, `clipped`, `cells`, `by_seed` and
@@ -208,14 +210,17 @@ def discriminability(
             if has(codec, key) and (role, key) in collected:
                 found = collected[role, key]
                 vectors = {name: found.vectors[clip.id] for name, clip in by_name.items()}
-                cuts[role] = cut(chosen, vectors, found.frame_rate)
+                cuts[role] = cut(chosen, vectors, found.frame_rate, slice_rule)
         # an item that one of the codecs has no frame of is left out for both
         kept = [i for i in range(len(chosen)) if all(made.vectors[i] is not None for made in cuts.values())]
         for mode in MODES:
             results = {
-                role: abx([chosen[i] for i in kept], [made.vectors[i] for i in kept], mode)
+                role: abx(
+                    [chosen[i] for i in kept], [made.vectors[i] for i in kept], mode,
+                    distance="identical" if key.feature == CODES else "angular",
+                )
                 for role, made in cuts.items()
-            }
+            }  # fmt: skip
             first = next(iter(results.values()), None)
             if first is None or not first.errors:
                 continue
@@ -236,8 +241,10 @@ def discriminability(
 
 
 @torch.inference_mode()
-def encoding(codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds that encoding a second of audio takes, one recording at a time.
+def encoding(
+    codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS, job: Literal["encode", "decode"] = "encode"
+) -> dict[str, Any]:
+    """Seconds that encoding (or decoding) a second of audio takes, one recording at a time.
 
     The codecs take turns on every recording, in an order that turns round each time, so that whatever else the machine
     does falls on both alike.
@@ -253,6 +260,13 @@ def encoding(codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS) -> d
         for role, codec in codecs.items()
     }
     audio_s = sum(wav.shape[2] for wav in wavs["codec"]) / codecs["codec"].spec.sample_rate
+    jobs: dict[str, list[Callable[[], torch.Tensor]]] = {}
+    for role, codec in codecs.items():
+        if job == "encode":
+            jobs[role] = [lambda codec=codec, wav=wav: codec.encode(wav).codes for wav in wavs[role]]
+        else:
+            tokens = [codec.encode(wav) for wav in wavs[role]]
+            jobs[role] = [lambda codec=codec, given=given: codec.decode(given)[0] for given in tokens]
     taken: dict[str, list[float]] = {role: [] for role in codecs}
     for repeat in track(range(-1, repeats), "timing", repeats + 1):  # the first one warms up
         spent = dict.fromkeys(codecs, 0.0)
@@ -260,7 +274,7 @@ def encoding(codecs: Codecs, clips: Sequence[Clip], repeats: int = REPEATS) -> d
         for index in range(len(chosen)):
             for role in roles:
                 start = time.perf_counter()
-                codecs[role].encode(wavs[role][index]).codes.cpu()  # waits for a GPU too
+                jobs[role][index]().cpu()  # waits for a GPU too
                 spent[role] += time.perf_counter() - start
         if repeat >= 0:
             for role, seconds in spent.items():

@@ -17,6 +17,8 @@ from xcodec_lm.codec.tokens import AudioTokenizer, FrameFeatures
 
 OF_TOKENS = ("post_vq", "sem_decoder")
 """Features of the first n_q layers. `sem_decoder` is trained to copy the teacher, so it stands beside, not first."""
+CODES = "codes"
+"""The codes themselves, which every codec has. They are names, not vectors: for ABX, not for probes."""
 OF_AUDIO = ("pre_vq", "ssl")
 """Features before any quantizer; `ssl` is the teacher itself, a ceiling."""
 
@@ -42,7 +44,7 @@ class Collected:
     """Vectors of one kind.
 
     Attributes:
-        vectors: clip id -> (T, D), or what the caller wanted kept of them.
+        vectors: clip id -> (T, D), for codes (T, Q), or what the caller wanted kept of them.
         frame_rate: frames per second.
     """
 
@@ -58,9 +60,19 @@ def feature_keys(codecs: Sequence[AudioTokenizer], n_qs: Sequence[int]) -> list[
     return keys + [FeatureKey(name) for name in OF_AUDIO if name in known]
 
 
+def code_keys(n_qs: Sequence[int]) -> list[FeatureKey]:
+    """The codes of the fewest and of the most layers."""
+    return [FeatureKey(CODES, n_q) for n_q in sorted({min(n_qs), max(n_qs)})]
+
+
+def needs_tokens(feature: str) -> bool:
+    """Whether a feature comes from the codes of a number of layers."""
+    return feature not in OF_AUDIO
+
+
 def has(codec: Any, key: FeatureKey) -> bool:
     """Whether a codec can be asked for a feature."""
-    return isinstance(codec, FrameFeatures) and key.feature in codec.features
+    return key.feature == CODES or (isinstance(codec, FrameFeatures) and key.feature in codec.features)
 
 
 @torch.inference_mode()
@@ -91,6 +103,11 @@ def collect(
             wav = load_audio(clip.path, codec.spec.sample_rate, duration_s=clip_s).wav[None]
             tokens = codec.encode(wav) if any(key.n_q for key in wanted) else None
             for key in wanted:
+                if key.feature == CODES:
+                    codes = tokens.take(key.n_q).codes[0, :, : int(tokens.lengths[0])].cpu()  # type: ignore[union-attr]
+                    collected = found.setdefault((name, key), Collected({}, codec.spec.frame_rate))
+                    collected.vectors[clip.id] = codes.T if pool is None else pool(codes)
+                    continue
                 features = codec.extract(tokens if key.n_q else wav, key.feature, key.n_q)  # type: ignore[attr-defined]
                 vectors = features.values[0, :, : int(features.lengths[0])].float().cpu()  # (D, T)
                 collected = found.setdefault((name, key), Collected({}, Fraction(features.frame_rate)))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from xcodec_lm.codec.fingerprints import hash_tensors
 from xcodec_lm.codec.runtime.files import write_files
 from xcodec_lm.configs.errors import XcodecLMError
 
@@ -37,6 +38,12 @@ def save_judge(module: nn.Module, folder: Path, kind: str, header: dict[str, Any
             "config.json": lambda path: path.write_text(text, encoding="utf-8"),
         },
     )
+
+
+def module_fingerprint(module: nn.Module, settings: dict[str, Any]) -> str:
+    """sha256 over the weights of a module and what else decides its values; where it computes changes nothing."""
+    weights = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    return hash_tensors(sorted(weights.items()), settings)
 
 
 def find_judge(source: str | Path, subfolder: str = "") -> Path:

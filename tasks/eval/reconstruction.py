@@ -131,7 +131,7 @@ def measure(
             tokens = codec.encode(load_audio(clip.path, codec.spec.sample_rate, duration_s=clip_s).wav[None])
             use.add(tokens)
             for n_q, rows in table.items():
-                estimate = signal.shift(_decoded(codec, tokens, n_q, rate, len(target)), delay)
+                estimate = signal.shift(decoded(codec, tokens, n_q, rate, len(target)), delay)
                 rows.append(score(estimate, target, rate, names))
         for anchor, noise in anchors(target, rate).items():
             anchor_values.setdefault(anchor, []).append(score(noise, target, rate, names))
@@ -170,12 +170,13 @@ def codec_delay(codec: AudioTokenizer, domain: Domain, rate: int, clip_s: float 
     for clip in domain.clips[:: max(1, len(domain.clips) // CLIPS_FOR_DELAY)][:CLIPS_FOR_DELAY]:
         target = load_audio(clip.path, rate, duration_s=clip_s).wav[0]
         tokens = codec.encode(load_audio(clip.path, codec.spec.sample_rate, duration_s=clip_s).wav[None])
-        lags.append(signal.find_lag(_decoded(codec, tokens, tokens.spec.n_q, rate, len(target)), target, hop))
+        lags.append(signal.find_lag(decoded(codec, tokens, tokens.spec.n_q, rate, len(target)), target, hop))
     lag, votes = Counter(lags).most_common(1)[0]
     return lag if votes * 2 > len(lags) else 0
 
 
-def _decoded(codec: AudioTokenizer, tokens, n_q: int, rate: int, samples: int) -> Tensor:
+def decoded(codec: AudioTokenizer, tokens, n_q: int, rate: int, samples: int) -> Tensor:
+    """Audio (N,) of one row of tokens with `n_q` layers, at `rate` and of so many samples."""
     own = codec.spec.output_sample_rate
     wav = reconstruct(codec, tokens, n_q, math.ceil(samples * own / rate))
     return signal.fit_length(torch.from_numpy(resample(wav.numpy(), own, rate)), samples)

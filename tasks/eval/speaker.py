@@ -12,34 +12,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.tasks.eval.intervals import Estimate, difference_estimate, mean_estimate
 from xcodec_lm.tasks.eval.judge_audio import check_clips, is_silent, match_channel
-
-
-@runtime_checkable
-class SpeakerEmbedder(Protocol):
-    """An embedder of speakers.
-
-    Attributes:
-        name: shown with a result, such as `tinyspeaker`.
-        ancestry: what it was trained on or made from, as plain values.
-    """
-
-    name: str
-    ancestry: dict[str, Any]
-
-    def embed(self, wavs: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeddings (n, D) float32 of unit norm of clips, (N,) float32 at 16 kHz each.
-
-        Raises:
-            AudioError: a clip is empty, not finite, or not on the scale of [-1, 1].
-        """
-        ...
+from xcodec_lm.tasks.eval.plugins import SpeakerEmbedder
 
 
 def load_speaker_embedder(source: str | Path, device: str = "cpu") -> SpeakerEmbedder:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,14 @@ from xcodec_lm import configs
 from xcodec_lm.codec.batching import keep
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
 from xcodec_lm.configs.evaluators import MOST_WORDS, RecogniserConfig
-from xcodec_lm.tasks.eval.judge_audio import bands_below, check_clips, features, is_silent, pad_frames
-from xcodec_lm.tasks.eval.judge_files import find_judge, load_weights, read_judge_config, save_judge
+from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, bands_below, check_clips, features, is_silent, pad_frames
+from xcodec_lm.tasks.eval.judge_files import (
+    find_judge,
+    load_weights,
+    module_fingerprint,
+    read_judge_config,
+    save_judge,
+)
 
 MODEL_TYPE = "xcodec_lm_tiny_ctc"
 BLANK = 0
@@ -151,8 +158,16 @@ class TinyTranscriber:
         ancestry: what it was trained on.
     """
 
+    sample_rate = SAMPLE_RATE
+
     def __init__(self, model: TinyCTC, name: str = "tinyctc", ancestry: dict[str, Any] | None = None):
         self.model, self.name, self.ancestry = model, name, ancestry or {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `plugins.PlugIn`."""
+        alphabet = [self.model.alphabet.units, *self.model.alphabet.symbols]
+        return module_fingerprint(self.model, {"model": configs.to_dict(self.model.config), "alphabet": alphabet})
 
     @torch.inference_mode()
     def transcribe(self, wavs: Sequence[np.ndarray]) -> list[str]:

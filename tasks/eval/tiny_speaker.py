@@ -12,6 +12,7 @@ with an additive margin (Wang et al. 2018, arXiv 1801.05599).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from xcodec_lm.codec.batching import keep
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.configs.evaluators import SpeakerConfig
 from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, bands_below, check_clips, pad_frames, voice_features
-from xcodec_lm.tasks.eval.judge_files import find_judge, load_weights, read_judge_config, save_judge
+from xcodec_lm.tasks.eval.judge_files import (
+    find_judge,
+    load_weights,
+    module_fingerprint,
+    read_judge_config,
+    save_judge,
+)
 
 MODEL_TYPE = "xcodec_lm_tiny_speaker"
 CONTEXTS = ((5, 1, 2), (3, 2, 1), (3, 3, 1))
@@ -107,8 +114,15 @@ class TinySpeakerEmbedder:
         ancestry: what it was trained on.
     """
 
+    sample_rate = SAMPLE_RATE
+
     def __init__(self, model: TinySpeaker, name: str = "tinyspeaker", ancestry: dict[str, Any] | None = None):
         self.model, self.name, self.ancestry = model, name, ancestry or {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `plugins.PlugIn`."""
+        return module_fingerprint(self.model, {"model": configs.to_dict(self.model.config)})
 
     @torch.inference_mode()
     def embed(self, wavs: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,8 +7,9 @@ whatever a recogniser would invent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from xcodec_lm.codec.semantic import quiet_transformers
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.tasks.eval import tiny_ctc
 from xcodec_lm.tasks.eval.judge_audio import SAMPLE_RATE, check_clips, is_silent
-from xcodec_lm.tasks.eval.judge_files import find_judge, read_judge_config
+from xcodec_lm.tasks.eval.judge_files import find_judge, module_fingerprint, read_judge_config
+from xcodec_lm.tasks.eval.plugins import Transcriber
 
 WHISPER_S = 30.0
 """What Whisper hears at once; longer clips are cut at quiet places."""
@@ -26,27 +28,6 @@ LOOK_BACK_S = 5.0
 """The last seconds of a piece, in which a quiet place is looked for."""
 SHORTEST_SAMPLES = 1600
 """Shorter clips are padded with zeros to 0.1 s, which every front end takes."""
-
-
-@runtime_checkable
-class Transcriber(Protocol):
-    """A recogniser.
-
-    Attributes:
-        name: shown with a result, such as `tinyctc`.
-        ancestry: what it was trained on or made from, as plain values.
-    """
-
-    name: str
-    ancestry: dict[str, Any]
-
-    def transcribe(self, wavs: Sequence[np.ndarray]) -> list[str]:
-        """The words of clips, (N,) float32 at 16 kHz each; "" where there are none.
-
-        Raises:
-            AudioError: a clip is empty, not finite, or not on the scale of [-1, 1].
-        """
-        ...
 
 
 def load_transcriber(source: str | Path, device: str | torch.device = "cpu") -> Transcriber:
@@ -77,6 +58,23 @@ def load_transcriber(source: str | Path, device: str | torch.device = "cpu") -> 
     )
 
 
+def load_hubert_ctc(source: str | Path, device: str | torch.device = "cpu") -> Transcriber:
+    """A transformers model for CTC from a local folder; raises as `load_transcriber`."""
+    return _of_kind(CTCTranscriber, source, device)
+
+
+def load_whisper(source: str | Path, device: str | torch.device = "cpu") -> Transcriber:
+    """Whisper from a local folder; raises as `load_transcriber`."""
+    return _of_kind(WhisperTranscriber, source, device)
+
+
+def _of_kind(kind: type[_LocalModel], source: str | Path, device: str | torch.device) -> Transcriber:
+    found = load_transcriber(source, device)
+    if not isinstance(found, kind):
+        raise XcodecLMError(f"{source} holds another kind of recogniser: {found.name}", "give it under its own name")
+    return found
+
+
 class _LocalModel:
     """What the two kinds from transformers share.
 
@@ -86,6 +84,7 @@ class _LocalModel:
     """
 
     auto_class = ""
+    sample_rate = SAMPLE_RATE
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         import transformers
@@ -103,6 +102,11 @@ class _LocalModel:
         self.model.eval().requires_grad_(False).to(device)
         self.name = folder.resolve().name
         self.ancestry: dict[str, Any] = {"model_type": self.model.config.model_type, "folder": self.name}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `PlugIn`."""
+        return module_fingerprint(self.model, {"model_type": self.model.config.model_type})
 
     @torch.inference_mode()
     def transcribe(self, wavs: Sequence[np.ndarray]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from xcodec_lm.codec.clips import Clip, Split, read_manifests
 from xcodec_lm.codec.distances import mel_distance, shaped_noise
 from xcodec_lm.codec.runtime.order import derive_seed
 from xcodec_lm.codec.runtime.progress import say, track
+from xcodec_lm.codec.tokens import AudioTokens, stack_codes
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.lm.anchors import BigramModel, UnigramModel
+from xcodec_lm.lm.engine import continue_codes
 from xcodec_lm.lm.examples import recording_bits
 from xcodec_lm.lm.gpt import GPT
 from xcodec_lm.lm.sampling import Sampling
@@ -37,6 +39,10 @@ PAPER_CUTS = {1: (10.0, 30.0)}
 """Codebooks -> seconds of prompt and of continuation."""
 SEVERAL_BOOKS = (5.0, 5.0)
 SETS = ("prompt", "reference", "resynthesis", "continuation")
+CONTROLS = ("untrained", "shuffled")
+"""Sets that a continuation must beat: the same model untrained; what really follows, its codes dealt out at random."""
+TOGETHER = 16
+"""Prompts that are continued at once; what is made of one does not depend on the others."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,13 @@ class BitsOfSystem:
         per_second: over recordings.
         per_book: mean bits per code of each codebook.
         against_model: of the language model minus this system, in bits per second; None for the model itself.
+        by_recording: bits per second of each recording.
     """
 
     per_second: Estimate
     per_book: list[float]
     against_model: Estimate | None
+    by_recording: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -74,6 +82,7 @@ def evaluate_music(
     prompts: int = 20,
     seed: int = 0,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    controls: bool = False,
 ) -> dict[str, Any]:
     """Measures a music model on unseen recordings.
 
@@ -88,9 +97,11 @@ def evaluate_music(
         prompts: most prompts to continue, spread over the recordings.
         seed: of draws and intervals.
         sampling: of the continuations.
+        controls: also write the sets of `CONTROLS`.
 
     Returns:
-        Plain values: `bits` by system, `code_entropy`, `resynthesis`, and `sets` where there are.
+        Plain values: `bits` by system, `items` (bits per second of each recording by system), `code_entropy`,
+        `resynthesis`, and `sets` where there are.
 
     Raises:
         XcodecLMError: no recording, or tokens of another codec.
@@ -116,8 +127,13 @@ def evaluate_music(
         "n_q": music.n_q,
         "frame_rate": float(music.spec.frame_rate),
         "bits": {name: system.to_dict() for name, system in bits.items()},
+        "items": [
+            {"id": clip.id, "unit": unit,
+             "bits_per_s": {name: system.by_recording[index] for name, system in bits.items()}}
+            for index, (clip, unit) in enumerate(zip(clips, units, strict=True))
+        ],
         "code_entropy": code_entropy(codes, sizes),
-    }
+    }  # fmt: skip
     default = PAPER_CUTS.get(music.n_q, SEVERAL_BOOKS)
     cut = (default[0] if prompt_s is None else prompt_s, default[1] if seconds is None else seconds)
     places = cut_places(clips, sum(cut), prompts)
@@ -127,7 +143,7 @@ def evaluate_music(
     data["resynthesis"] = resynthesis(music, places, sum(cut), seed)
     if out is not None and places:
         data["sets"] = {"folder": str(out), "prompt_s": cut[0], "continuation_s": cut[1], "prompts": len(places)}
-        write_sets(music, places, cut, out, seed, sampling)
+        write_sets(music, places, cut, out, seed, sampling, controls)
     return data
 
 
@@ -152,9 +168,6 @@ def bits_by_system(
         seed: of the untrained model and the intervals.
     """
     sizes, rate = music.spec.codebook_sizes[: music.n_q], float(music.spec.frame_rate)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "untrained"))
-        untrained = GPT(music.model.config, music.model.vocab_size, music.model.prefix).to(music.model.device).eval()
     unigram = UnigramModel(sizes).fit(train)
     ngrams = {
         "unigram": unigram,
@@ -162,7 +175,7 @@ def bits_by_system(
         **({"bigram of one codebook": BigramModel(sizes, lag=len(sizes)).fit(train)} if len(sizes) > 1 else {}),
     }
     found: dict[str, list[np.ndarray]] = {}
-    for name, model in (("language model", music.model), ("untrained", untrained)):
+    for name, model in (("language model", music.model), ("untrained", untrained(music, seed).model)):
         rows = [recording_bits(model, music.layout, part) for part in track(codes, name, len(codes))]
         found[name] = [np.where(np.isnan(row), unigram.bits(part), row) for row, part in zip(rows, codes, strict=True)]
     found |= {name: [model.bits(part) for part in codes] for name, model in ngrams.items()}
@@ -173,8 +186,18 @@ def bits_by_system(
         if name != "language model":
             against = difference_estimate(seconds["language model"], seconds[name], units, seed)
         per_book = np.concatenate(rows, axis=1).mean(axis=1).tolist()
-        result[name] = BitsOfSystem(mean_estimate(seconds[name], units, seed), per_book, against)
+        by_recording = [float(value) for value in seconds[name]]
+        result[name] = BitsOfSystem(mean_estimate(seconds[name], units, seed), per_book, against, by_recording)
     return result
+
+
+def untrained(music: MusicModel, seed: int = 0) -> MusicModel:
+    """The same model with the weights that training starts from."""
+    model = music.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "untrained"))
+        fresh = GPT(model.config, model.vocab_size, model.prefix).to(model.device).eval()
+    return MusicModel(fresh, music.layout, music.codec, music.spec)
 
 
 def code_entropy(codes: Iterable[Tensor], sizes: tuple[int, ...]) -> dict[str, list[float]]:
@@ -226,37 +249,73 @@ def resynthesis(music: MusicModel, places: list[tuple[Clip, float]], length_s: f
 
 def write_sets(
     music: MusicModel, places: list[tuple[Clip, float]], cut: tuple[float, float], out: Path, seed: int,
-    sampling: Sampling,
+    sampling: Sampling, controls: bool = False,
 ) -> None:  # fmt: skip
     """Writes prompts, what really follows, what the codec makes of it, and what the model adds, as FLAC.
 
-    `sets.jsonl` names the four files of each prompt. All but the prompt leave the prompt out.
+    `sets.jsonl` names the files of each prompt. All but the prompt leave the prompt out. With `controls` there are two
+    files more, see `CONTROLS`.
     """
     rate, spec = music.codec.spec.output_sample_rate, music.codec.spec
     frames = music.frames(cut[0])
-    for name in SETS:
+    for name in (*SETS, *(CONTROLS if controls else ())):
         (out / name).mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, (clip, start) in enumerate(track(places, "continuing", len(places))):
-        whole = _excerpt(music, clip, start, sum(cut))
+    rows, border = [], round(frames / spec.frame_rate * rate)
+    source = round(frames / spec.frame_rate * spec.sample_rate)
+    fresh = untrained(music, seed) if controls else None
+    for first in track(range(0, len(places), TOGETHER), "continuing", -(-len(places) // TOGETHER)):
+        numbers = range(first, min(first + TOGETHER, len(places)))
+        wholes = [_excerpt(music, *places[number], sum(cut)) for number in numbers]
         with torch.inference_mode():
-            tokens = music.codec.encode(whole.to(getattr(music.codec, "device", "cpu")), n_q=music.n_q)
-            back = music.codec.decode(tokens)[0][0].cpu()
-        made = music.continue_(tokens.crop(0, frames), cut[1], derive_seed(seed, "prompt", number), sampling)
-        border = round(frames / spec.frame_rate * rate)
-        source = round(frames / spec.frame_rate * spec.sample_rate)
-        wavs = {
-            "prompt": (whole[0, :, :source], spec.sample_rate),
-            "reference": (whole[0, :, source:], spec.sample_rate),
-            "resynthesis": (back[:, border:], rate),
-            "continuation": (made.wav[0, :, border:].cpu(), rate),
-        }
-        row = {"id": f"{number:03d}", "source": clip.id, "start": start, "piece": unit_of(clip)[1]}
-        for name, (wav, its_rate) in wavs.items():
-            save_audio(out / name / f"{number:03d}.flac", wav, its_rate)
-            row[name] = f"{name}/{number:03d}.flac"
-        rows.append(row)
+            known = [music.codec.encode(whole.to(getattr(music.codec, "device", "cpu")), n_q=music.n_q)
+                     for whole in wholes]  # fmt: skip
+        seeds = [derive_seed(seed, "prompt", number) for number in numbers]
+        made = _continue(music, known, frames, cut[1], seeds, sampling)
+        others = None if fresh is None else _continue(fresh, known, frames, cut[1], seeds, sampling)
+        for place, number in enumerate(numbers):
+            whole, tokens = wholes[place], known[place]
+            wavs = {
+                "prompt": (whole[0, :, :source], spec.sample_rate),
+                "reference": (whole[0, :, source:], spec.sample_rate),
+                "resynthesis": (_decoded(music, tokens)[:, border:], rate),
+                "continuation": (made[place][:, border:], rate),
+            }
+            if others is not None:
+                dealt = _shuffled(tokens, frames, derive_seed(seed, "shuffled", number))
+                wavs |= {"untrained": (others[place][:, border:], rate),
+                         "shuffled": (_decoded(music, dealt)[:, border:], rate)}  # fmt: skip
+            clip, start = places[number]
+            row = {"id": f"{number:03d}", "source": clip.id, "start": start, "piece": unit_of(clip)[1]}
+            for name, (wav, its_rate) in wavs.items():
+                save_audio(out / name / f"{number:03d}.flac", wav, its_rate)
+                row[name] = f"{name}/{number:03d}.flac"
+            rows.append(row)
     (out / "sets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _continue(
+    music: MusicModel, known: list[AudioTokens], frames: int, seconds: float, seeds: list[int], sampling: Sampling
+) -> list[Tensor]:
+    """(1, N) audio of each prompt, the first `frames` of its tokens, and what a model adds to them."""
+    prompts = torch.cat([tokens.codes[:, : music.n_q, :frames] for tokens in known])
+    new = continue_codes(music.model, music.layout, prompts, music.frames(seconds), sampling, seeds).to(prompts.device)
+    spec = music.codec.spec.take(music.n_q)
+    return [_decoded(music, stack_codes([row], spec)) for row in torch.cat([prompts, new], dim=2)]
+
+
+def _decoded(music: MusicModel, tokens: AudioTokens) -> Tensor:
+    """(1, N) audio of one row of tokens."""
+    with torch.inference_mode():
+        return music.codec.decode(tokens)[0][0].cpu()
+
+
+def _shuffled(tokens: AudioTokens, frames: int, seed: int) -> AudioTokens:
+    """Tokens whose codes behind the first `frames` are dealt out anew, each codebook by itself."""
+    rng, codes = torch.Generator().manual_seed(seed % 2**63), tokens.codes.clone()
+    for book in range(codes.shape[1]):
+        order = frames + torch.randperm(codes.shape[2] - frames, generator=rng)
+        codes[0, book, frames:] = codes[0, book, order.to(codes.device)]
+    return replace(tokens, codes=codes)
 
 
 def format_music(data: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.codec.semantic import quiet_transformers
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.eval.judge_audio import check_clips, is_silent
+from xcodec_lm.tasks.eval.plugins import TextAudioEmbedder
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Models that ship with the package, one folder each."""
@@ -36,36 +37,6 @@ PACKAGE_PREFIX = "laion-clap:"
 WINDOWS_AT_ONCE = 8
 NOT_LEARNT = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")
 """Ends of the names of buffers that every model of the same sizes has alike."""
-
-
-class TextAudioEmbedder(Protocol):
-    """Embeds captions and sounds in one space, where a dot product says how well they match.
-
-    Attributes:
-        name: shown in reports.
-        ancestry: what it was trained on, as far as is known.
-        dim: size of an embedding.
-        sample_rate: of the audio that it takes, in Hz.
-        fingerprint: hex digest of weights and settings; equal ones give equal embeddings.
-    """
-
-    name: str
-    ancestry: dict[str, Any]
-    dim: int
-    sample_rate: int
-
-    @property
-    def fingerprint(self) -> str:
-        """See above."""
-        ...
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, dim) float32 of unit length, on the CPU."""
-        ...
-
-    def embed_audio(self, wavs: Sequence[np.ndarray]) -> Tensor:
-        """(N, dim) float32 of unit length, on the CPU; each wav is (N,) float in [-1, 1] at `sample_rate`."""
-        ...
 
 
 class Embedder(ABC):

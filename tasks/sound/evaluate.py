@@ -63,6 +63,7 @@ class Making:
 def evaluate_sound(
     runs: Sequence[tuple[str, SoundModel]], manifests: Sequence[Path], judges: Judges, out: Path | None = None,
     making: Making = Making(), split: Split = "test", most: int | None = None, controls: bool = True,
+    rate: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Makes a sound for every caption of a split with every run, and measures the sounds.
 
@@ -75,6 +76,7 @@ def evaluate_sound(
         split: of the captions.
         most: take the first so many rows alone.
         controls: also other captions, untrained models and shuffled codes.
+        rate: at which all are judged, in Hz; None takes the lowest of the codecs.
 
     Returns:
         Plain values: `systems`, `differences`, `nearest`, `items`, `judges`; `scoring.format_sound` makes a table.
@@ -89,7 +91,7 @@ def evaluate_sound(
     training = thin(read_manifests(list(manifests), "train"), MOST_TRAINING)
     check_judges(judges, [(name, sound.clap) for name, sound in runs], clips)
     seconds = making.seconds or default_seconds(clips, [sound for _, sound in runs])
-    rate = min(sound.codec.spec.output_sample_rate for _, sound in runs)
+    rate = rate or min(sound.codec.spec.output_sample_rate for _, sound in runs)
     real = [
         load_audio(clip.path, rate, duration_s=seconds).wav[0].numpy() for clip in track(clips, "reading", len(clips))
     ]

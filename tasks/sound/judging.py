@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from xcodec_lm.codec.audio import resample
 from xcodec_lm.codec.clips import Clip
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.tasks.data.provenance import UNITS, hash_ids
+from xcodec_lm.tasks.data.provenance import hash_ids
+from xcodec_lm.tasks.eval.ancestry import has_heard, related
 from xcodec_lm.tasks.eval.judge_audio import is_silent
 from xcodec_lm.tasks.sound.sound_class import (
     FOLDER,
@@ -28,9 +28,6 @@ from xcodec_lm.tasks.sound.sound_class import (
 
 if TYPE_CHECKING:
     from xcodec_lm.tasks.sound.clap import TextAudioEmbedder
-
-SAME = ("trained_on", "weights_from", "seed", "split_seed")
-"""Entries of an ancestry that tell two models apart: how long they were trained does not."""
 
 
 @dataclass
@@ -169,6 +166,7 @@ def check_judges(judges: Judges, conditioners: Sequence[tuple[str, Any]], tested
     Raises:
         XcodecLMError: the CLAP is that of a run.
     """
+    rows = [clip.row for clip in tested]
     if judges.clap is not None:
         for name, clap in conditioners:
             if clap is None:
@@ -180,26 +178,9 @@ def check_judges(judges: Judges, conditioners: Sequence[tuple[str, Any]], tested
                 )
             if related(judges.clap.ancestry, clap.ancestry):
                 judges.doubts["clap"] = f"{judges.clap.name} has the ancestry of the CLAP that {name} is conditioned on"
-        if why := _has_heard(judges.clap.ancestry, tested):
+        if why := has_heard(judges.clap.ancestry, rows):
             judges.doubts["clap"] = f"{judges.clap.name} {why}"
-    if judges.classes is not None and (why := _has_heard(judges.classes.ancestry, tested)):
+    if judges.classes is not None and (why := has_heard(judges.classes.ancestry, rows)):
         judges.doubts["class"] = f"the judge of classes {why}"
     for why in judges.doubts.values():
         say(f"note: {why}: its figures give no verdict")
-
-
-def related(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two ancestries are one: the same data, seed and first weights; unknown ones are not."""
-    facts = [json.dumps({key: origin.get(key) for key in SAME}, sort_keys=True) for origin in (one, other)]
-    known = any(one.get(key) is not None for key in SAME)
-    return known and facts[0] == facts[1]
-
-
-def _has_heard(ancestry: dict[str, Any], tested: Sequence[Clip]) -> str:
-    """What tells that a judge was trained on clips that it is to judge; "" if nothing does."""
-    for unit in UNITS:
-        known = {str(name) for origin in ancestry.get("trained_on") or () for name in origin.get(unit) or ()}
-        both = sorted({str(clip.row[unit]) for clip in tested if clip.row.get(unit)} & known)
-        if both:
-            return f"was trained on {len(both)} of the tested {unit}s, such as {both[0]}"
-    return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,21 @@ from xcodec_lm.codec.runtime.progress import say, track
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.tasks.data.provenance import describe_rows
 from xcodec_lm.tasks.eval.judge_audio import RANGE, SAMPLE_RATE, check_clips
-from xcodec_lm.tasks.eval.judge_files import find_judge, load_weights, read_judge_config, save_judge
+from xcodec_lm.tasks.eval.judge_files import (
+    find_judge,
+    load_weights,
+    module_fingerprint,
+    read_judge_config,
+    save_judge,
+)
 from xcodec_lm.tasks.eval.reconstruction import unit_of
 from xcodec_lm.tasks.sound.clap_batches import label_of
 
 MODEL_TYPE = "xcodec_lm_sound_class"
 FOLDER = "sound_class"
 """Its place in a folder of judges."""
+NAME = "tinycnn"
+"""Behind the metrics that rest on it."""
 LEAST_RECORDINGS = 6
 """A class with fewer recordings in split train is not learnt; clips of it are not judged."""
 FRAME_RATE = 50
@@ -98,9 +107,36 @@ class SoundClassJudge:
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, model: SoundClassifier, ancestry: dict[str, Any] | None = None, name: str = FOLDER):
+    def __init__(self, model: SoundClassifier, ancestry: dict[str, Any] | None = None, name: str = NAME):
         self.model, self.ancestry, self.name = model, ancestry or {}, name
         self.classes, self.dim = model.classes, DIM
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `plugins.PlugIn`."""
+        return module_fingerprint(self.model, {"classes": list(self.classes)})
+
+    @torch.inference_mode()
+    def clip(self, wav: np.ndarray) -> np.ndarray:
+        """(64,) float32 of one clip, of its own length; see `plugins.Embedder`."""
+        return self._vector(wav)[0].cpu().numpy()
+
+    def frames(self, wav: np.ndarray) -> np.ndarray:
+        """(1, 64): a clip has one vector."""
+        return self.clip(wav)[None]
+
+    def embed(self, wavs: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, 64), see `plugins.Embedder`."""
+        return np.stack([self.clip(wav) for wav in wavs]) if len(wavs) else np.zeros((0, self.dim), np.float32)
+
+    @torch.inference_mode()
+    def class_logits(self, wav: np.ndarray) -> np.ndarray:
+        """(K,) float32, see `plugins.Classifier`."""
+        return self.model.head(F.relu(self._vector(wav)))[0].cpu().numpy()
+
+    def _vector(self, wav: np.ndarray) -> Tensor:
+        (checked,) = check_clips([wav])
+        return self.model.vectors(sound_frames(checked)[None].to(self.model.head.weight.device))
 
     @torch.inference_mode()
     def judge(self, wavs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

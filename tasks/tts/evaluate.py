@@ -323,12 +323,14 @@ def _result(
 
 
 def _utterance(system: System, index: int) -> dict[str, Any]:
-    """What is known of one utterance: `ended` where a model spoke, the rest where a recogniser listened."""
+    """What is known of one utterance: `ended` where a model spoke, the rest where somebody listened."""
     facts: dict[str, Any] = {"ended": system.endings[index]} if system.endings else {}
     if system.counts:
         counts = system.counts[index]
         facts |= {"heard": system.heard[index], "marked": marked(counts.marks),
                   "errors": counts.errors, "words": counts.length}  # fmt: skip
+    if system.likeness is not None:
+        facts["similarity"] = system.likeness.items[index]["own"]
     return facts
 
 

@@ -14,8 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xcodec_lm.codec.clips import Clip
-from xcodec_lm.tasks.eval.abx import abx, item_distances
+from xcodec_lm.tasks.eval import warping
+from xcodec_lm.tasks.eval.abx import abx
 from xcodec_lm.tasks.eval.abx_items import Item, ItemError, cut, items_of_words, read_items
+from xcodec_lm.tasks.eval.warping import pair_distances
+
+DATA = Path(__file__).parent / "data"
+
+
+def item_distances(first, second, blocks=None, distance="angular"):
+    """Distances of pairs of stretches, each pair a block of its own unless told otherwise."""
+    places = np.arange(len(first))
+    pairs = np.stack([places, places + len(first)], axis=1)
+    return pair_distances([*first, *second], pairs, places if blocks is None else np.array(blocks), distance)
+
 
 # ------------------------------------------------------------------ a slow reference, written from the definition
 
@@ -128,8 +140,47 @@ def test_a_distance_worked_out_by_hand():
 def test_long_batches_are_cut_without_changing_anything(monkeypatch):
     items, vectors = made(5)
     whole = abx(items, vectors, "across")
-    monkeypatch.setattr("xcodec_lm.tasks.eval.abx.ELEMENTS_AT_ONCE", 60)
+    monkeypatch.setattr(warping, "TABLE_AT_ONCE", 60)
+    monkeypatch.setattr(warping, "CELLS_AT_ONCE", 40)
     assert abx(items, vectors, "across") == whole
+
+
+def test_long_stretches_are_padded_without_changing_anything():
+    rng = np.random.default_rng(1)
+    first, second = (
+        [torch.from_numpy(rng.standard_normal((rng.integers(10, 70), 3))) for _ in range(12)] for _ in "ab"
+    )
+    exact = [slow_distance(x.tolist(), y.tolist()) for x, y in zip(first, second, strict=True)]
+    assert np.allclose(item_distances(first, second, [0] * 12), exact, atol=1e-6)
+
+
+def test_codes_are_at_the_share_that_differs():
+    x, y = torch.tensor([[1, 5], [2, 5]]), torch.tensor([[1, 5], [3, 5], [3, 6]])
+    # table 0 .5 1 / .5 .5 1: diagonally to (1, 1), then along the second to (1, 2): 0 + .5 + 1
+    assert item_distances([x], [y], distance="identical")[0] == pytest.approx(0.5)
+    assert item_distances([x], [x], distance="identical")[0] == 0
+
+
+def test_a_stretch_too_long_for_the_arithmetic_is_refused():
+    with pytest.raises(ValueError, match="too long to be warped"):
+        item_distances([torch.zeros(40_000, 1)], [torch.zeros(1, 1)])
+
+
+# ------------------------------------------------------------------ other implementations
+
+EXPECTED = json.loads((DATA / "abx.json").read_text())
+
+
+@pytest.mark.parametrize(("peer", "case"), [(peer, case) for peer, scores in EXPECTED.items() for case in scores])
+def test_agrees_with_other_implementations(peer, case):
+    """Scores that `make_abx.py` got from fastabx and from Libri-light's code."""
+    kind, mode, rule = case.split()
+    items, arrays = read_items(DATA / "abx.item"), np.load(DATA / "abx.npz")
+    features = {name.split("/")[1]: torch.from_numpy(value) for name, value in arrays.items() if name.startswith(kind)}
+    stretches = cut(items, features, Fraction(50), rule)
+    assert (stretches.empty, stretches.clipped) == (0, 0)
+    result = abx(items, stretches.vectors, mode, distance="angular" if kind == "features" else "identical")
+    assert result.error / 100 == pytest.approx(EXPECTED[peer][case] / 100, abs=1e-6)
 
 
 # ------------------------------------------------------------------ what errors mean
@@ -219,6 +270,13 @@ def test_differences_are_paired_by_speaker():
 def test_frames_of_an_item_at_50_a_second(onset, offset, frames):
     item = Item("c", "a", "s", onset_s=Decimal(onset), offset_s=Decimal(offset))
     assert item.frames(Fraction(50), 10) == frames
+
+
+def test_libri_lights_rule_leaves_out_the_last_frame():
+    item = Item("c", "a", "s", onset_s=Decimal("0.0101"), offset_s=Decimal("0.07"))
+    assert item.frames(Fraction(50), 10) == (1, 4) and item.frames(Fraction(50), 10, "libri-light") == (1, 3)
+    one = Item("c", "a", "s", onset_s=Decimal("0.01"), offset_s=Decimal("0.02"))
+    assert cut([one], {"c": torch.zeros(9, 1)}, Fraction(50), "libri-light").empty == 1
 
 
 def test_frame_law_is_exact_for_rates_that_are_not_whole():

@@ -45,7 +45,7 @@ def source(name="spectra", noise=0.0, fingerprint="f" * 64, calls=None):
         if calls is not None:
             calls.append(wav.shape[2])
         frames = wav[0, 0, : wav.shape[2] // 160 * 160].view(-1, 160)
-        spectra = (torch.fft.rfft(frames).abs()[:, 1:].view(-1, 8, 10).sum(2) + 1e-3).log()
+        spectra = (torch.fft.rfft(frames).abs()[:, 1:].reshape(-1, 8, 10).sum(2) + 1e-3).log()
         if noise:
             rng = torch.Generator().manual_seed(round(float(wav.abs().sum() * 1e4)))
             spectra = noise * torch.randn(spectra.shape, generator=rng)

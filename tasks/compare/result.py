@@ -20,6 +20,7 @@ from xcodec_lm.tasks.compare.replication import (
     UNIT_KINDS,
     UNTRAINED,
     Replication,
+    Task,
 )
 from xcodec_lm.tasks.compare.verdict import Difference, Metric, Statistic, difference, judge, overall
 from xcodec_lm.tasks.eval.intervals import DRAWS, UNDECIDABLE
@@ -42,7 +43,8 @@ class Figures:
     """
 
     def __init__(self, groups: dict[str, list[Replication]], seed: int = 0):
-        self.groups, self.seed, self.task = groups, seed, next(iter(groups.values()))[0].task
+        self.groups, self.seed = groups, seed
+        self.task: Task = next(iter(groups.values()))[0].task
         self._known: dict[tuple[str, str, str], list[Statistic] | None] = {}
 
     def of(self, codec: str, metric: str, system: str = MODEL) -> list[Statistic] | None:

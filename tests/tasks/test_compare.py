@@ -1,6 +1,7 @@
 """compare from end to end with models of a few steps: results, reuse, resume, refusals, the page."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def compared(pieces, twin_folder, other_folder, tmp_path_factory):
     return result, found, out
 
 
-def run(pieces, codecs, out, seeds=(0,), task="music"):
+def run(pieces, codecs, out, seeds=(0,), task: Any = "music"):
     return compare([str(codec) for codec in codecs], task, out, [pieces / "music.jsonl"], str(pieces / "size.yaml"),
                    seeds, device="cpu", overrides=LM)  # fmt: skip
 

@@ -38,12 +38,21 @@ class Note:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number with the ends of its interval, both ends or none, and what must be known of it ("" for nothing)."""
+    """A number in a table.
+
+    Attributes:
+        value: the number.
+        low: lower end of its interval; both ends or none.
+        high: the upper end.
+        note: what must be known of it, said below the table; "" for nothing.
+        format: its own format where a column holds several quantities; empty takes the column's.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     note: str = ""
+    format: str = ""
 
     def __post_init__(self):
         if (self.low is None) != (self.high is None):
@@ -125,6 +134,7 @@ class Table:
         caption: what it shows; also names its downloads.
         footnote: what a reader must know to read it.
         references: indices of rows that are no contestants (the original, say) and are never marked as best.
+        contest: mark the best cell of columns with a better end.
         sortable: let the reader sort by a column, and see the ten worst rows by any column with a better end.
         worst_first: the column by which the ten worst are shown at first; None shows all rows.
     """
@@ -134,6 +144,7 @@ class Table:
     caption: str
     footnote: str = ""
     references: Sequence[int] = ()
+    contest: bool = True
     sortable: bool = False
     worst_first: str | None = None
 

@@ -38,7 +38,7 @@ def reconstruction_grid(
         for name, by_books in made.items():
             wav = by_books.get(n_q, f"has fewer than {n_q} codebooks")
             items.append(NoPlayer(name, wav) if isinstance(wav, str) else Player(name, wav, rates[name]))
-        rows.append(PlayerRow(f"{head}: {n_q} codebook{'s' if n_q > 1 else ''}", items, note=f"n_q {n_q}"))
+        rows.append(PlayerRow(f"{head}, n_q {n_q}", items))
     return Players(rows, f"{head}: the original and its reconstructions")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from xcodec_lm.tasks.eval.intervals import LEAST_UNITS, Estimate
 from xcodec_lm.tasks.report.document import Best, Cell, Column, Empty, Marked, Measure, ReportError, Table
 from xcodec_lm.tasks.report.paper import PaperTable, paper_layout
-from xcodec_lm.tasks.report.tables import common_format, format_number
+from xcodec_lm.tasks.report.tables import common_format
 
 DIRECTIONS: Mapping[str, Best | None] = {"lower": "min", "higher": "max", "min": "min", "max": "max", "": None}
 NUMBERS = ("value", "low", "high", "paper")
@@ -63,11 +63,16 @@ class ResultRow:
             None if count is None else int(count), unit, DIRECTIONS[direction], numbers["paper"], note, verdict,
         )  # fmt: skip
 
-    def cell(self, noted: bool = False) -> Measure | Empty:
-        """The value with its interval, or why there is none; with its note if asked for."""
+    def cell(self, spec: str = "", noted: bool = False) -> Measure | Empty:
+        """The value with its interval, in a format of its own if one is given, or why there is none.
+
+        Args:
+            spec: format specification; empty leaves it to the column.
+            noted: with its note.
+        """
         if self.value is None:
             return Empty(self.note or NOT_MEASURED)
-        return Measure(self.value, self.low, self.high, self.note if noted else "")
+        return Measure(self.value, self.low, self.high, self.note if noted else "", spec)
 
     @property
     def count(self) -> str:
@@ -166,21 +171,11 @@ def verdict_table(
 
 
 def _shown(row: ResultRow | None, spec: str, reason: str = NOT_MEASURED) -> Cell:
-    """A figure in the format of its metric, as text, since a column here holds several metrics."""
-    if row is None:
-        return Empty(reason)
-    if row.value is None:
-        return Empty(row.note or reason)
-    text = format_number(row.value, spec)
-    if row.low is None or row.high is None:
-        return text
-    return f"{text} [{format_number(row.low, spec)}, {format_number(row.high, spec)}]"
+    return Empty(reason) if row is None else row.cell(spec)
 
 
 def _paper(row: ResultRow | None, spec: str) -> Cell:
-    if row is None or row.paper is None:
-        return Empty(NOT_IN_PAPER)
-    return format_number(row.paper, spec)
+    return Empty(NOT_IN_PAPER) if row is None or row.paper is None else Measure(row.paper, format=spec)
 
 
 def _remark(*rows: ResultRow | None) -> Cell:
@@ -190,7 +185,7 @@ def _remark(*rows: ResultRow | None) -> Cell:
     if notes:
         text = "; ".join(notes)
         return text if text.startswith("not comparable") or not papers else f"not comparable because {text}"
-    return "comparable" if papers else None
+    return "comparable" if any(row.value is not None for row in papers) else None
 
 
 # ---------------------------------------------------------------------- tables of systems
@@ -256,7 +251,7 @@ def paper_table(
     systems = dict.fromkeys([*layout.systems, *(row.system for row in read)])
     metrics = dict.fromkeys([*layout.metrics, *(row.metric for row in read)])
     return _pivot(
-        read, list(systems), list(metrics), caption or f"Table {number} of the paper: {layout.title}",
+        read, list(systems), list(metrics), caption or f"The paper's Table {number}, made again: {layout.title}",
         {**_decimals(layout), **(formats or {})}, layout.references, True, f"{layout.doubt} {footnote}".strip(),
     )  # fmt: skip
 
@@ -343,7 +338,7 @@ def items_table(
     heads = [Column(name, (formats or {}).get(name, ""), ways.get(name)) for name in names]
     rows = [[_item_cell(item.get(name), f"{caption!r}, {name}") for name in names] for item in items]
     chosen = worst_first if any(head.head == worst_first and head.best for head in heads) else None
-    return Table(heads, rows, caption, footnote, range(len(rows)), sortable=True, worst_first=chosen)
+    return Table(heads, rows, caption, footnote, contest=False, sortable=True, worst_first=chosen)
 
 
 def _item_cell(value: Any, where: str) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -12,9 +13,10 @@ from typing import Any
 
 import yaml
 
+from xcodec_lm import configs
 from xcodec_lm.codec.runtime.run import dotted, read_metrics
-from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.tasks.report.document import Block, Commands, Curves, Empty, KeyValues, Note, Table
+from xcodec_lm.configs.errors import ConfigError, XcodecLMError
+from xcodec_lm.tasks.report.document import Block, Cell, Commands, Curves, Empty, KeyValues, Note, Table
 
 EVAL = "eval/"
 ASIDE = ("step", "n_q", "time")
@@ -30,30 +32,58 @@ TWIN_GROUP = "semantic."
 def run_curves(runs: Mapping[str, Path | Sequence[Mapping[str, float]]], of: Sequence[str] = ()) -> list[Curves]:
     """A chart for every quantity in metrics.jsonl; runs share charts, and validation stands beside training.
 
-    Numbered quantities (`bits_q1`, `eval/mel_nq8`) share a chart when there is one run.
+    Quantities of each codebook (`bits_q1`, `eval/mel_nq8`) share charts of their own when there is one run. What was
+    written once is no curve: `last_values` has it.
 
     Args:
         runs: name -> run folder, or the rows of its metrics.jsonl.
         of: quantities to draw, without `eval/`; empty draws all.
     """
-    rows = {name: read_metrics(run) if isinstance(run, Path) else list(run) for name, run in runs.items()}
-    keys = list(dict.fromkeys(key for run in rows.values() for row in run for key in row if key not in ASIDE))
+    rows = _rows_of(runs)
+    keys = _keys(rows)
     charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for key in keys:
-        base = key.removeprefix(EVAL)
-        numbered = re.fullmatch(r"(.+?)_?(nq|q|)(\d+)", base) if len(rows) == 1 else None
-        chart = numbered[1] if numbered else base
-        if of and chart not in of and base not in of:
+        chart, words = key.removeprefix(EVAL), []
+        if of and chart not in of:
             continue
+        numbered = re.fullmatch(r"(.+?)_(nq|q|)(\d+)", chart) if len(rows) == 1 else None
+        if numbered:
+            chart = f"{numbered[1]}, {'validation' if key.startswith(EVAL) else 'training'}"
+            words = [f"{'codebook' if numbered[2] != 'nq' else 'n_q'} {numbered[3]}"]
+        elif key.startswith(EVAL) or EVAL + chart in keys:
+            words = ["validation" if key.startswith(EVAL) else "training"]
         for name, run in rows.items():
             points = [(row["step"], row[key]) for row in run if isinstance(row.get(key), int | float) and "step" in row]
-            words = [name] if len(rows) > 1 else []
-            words += [f"{'n_q ' if numbered[2] == 'nq' else ''}{numbered[3]}"] if numbered else []
-            words += ["validation"] if key.startswith(EVAL) else ["training"] if EVAL + base in keys else []
             if points:
-                charts.setdefault(chart, {})[", ".join(words) or chart] = points
-    order = sorted(charts, key=lambda chart: chart.startswith(LAST))
-    return [Curves(charts[chart], "step", chart, f"{_title(chart)} by step", _spans(charts[chart])) for chart in order]
+                charts.setdefault(chart, {})[", ".join([name] * (len(rows) > 1) + words) or chart] = points
+    kept = {chart: series for chart, series in charts.items() if any(len(points) > 1 for points in series.values())}
+    order = sorted(kept, key=lambda chart: chart.startswith(LAST))
+    return [Curves(kept[chart], "step", chart, _title(chart), _spans(kept[chart])) for chart in order]
+
+
+def last_values(runs: Mapping[str, Path | Sequence[Mapping[str, float]]], caption: str = "Last values") -> Table:
+    """The last value of every quantity in metrics.jsonl.
+
+    Args:
+        runs: as of `run_curves`.
+        caption: of the table.
+    """
+    rows, lines = _rows_of(runs), []
+    for key in _keys(rows):
+        cells: list[Cell] = []
+        for run in rows.values():
+            found = [row[key] for row in run if isinstance(row.get(key), int | float)]
+            cells.append(found[-1] if found else Empty("this run does not log it"))
+        lines.append([key, *cells])
+    return Table(["quantity", *rows], lines, caption)
+
+
+def _rows_of(runs: Mapping[str, Path | Sequence[Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:
+    return {name: [*read_metrics(run)] if isinstance(run, Path) else list(run) for name, run in runs.items()}
+
+
+def _keys(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    return list(dict.fromkeys(key for run in rows.values() for row in run for key in row if key not in ASIDE))
 
 
 def _title(key: str) -> str:
@@ -68,7 +98,7 @@ def _spans(series: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of a run as dotted keys.
+    """The configuration of a run folder, or of a YAML file, as dotted keys.
 
     Raises:
         XcodecLMError: the folder has no config.yaml that can be read.
@@ -80,6 +110,10 @@ def read_config(run: Path) -> dict[str, Any]:
         raise XcodecLMError(f"cannot read {path}: {error}", "give a run folder that a train command wrote") from None
     if not isinstance(tree, dict):
         raise XcodecLMError(f"{path} holds no settings", "give a run folder that a train command wrote")
+    if "base" in tree:  # a delta: what it leaves out stands in its base and in the defaults
+        for cls in dict.fromkeys(configs.FAMILIES.values()):
+            with contextlib.suppress(ConfigError):
+                return dotted(configs.to_dict(configs.load(path, cls)))
     return dotted(tree)
 
 

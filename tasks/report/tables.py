@@ -60,6 +60,7 @@ def format_interval(cell: Cell, spec: str = "") -> str:
     """The interval of a measure as `[low, high]`, or an empty string."""
     if not isinstance(cell, Measure) or cell.low is None or cell.high is None:
         return ""
+    spec = cell.format or spec
     if not (math.isfinite(cell.low) and math.isfinite(cell.high)):
         return ""
     return f"[{format_number(cell.low, spec)}, {format_number(cell.high, spec)}]"
@@ -69,8 +70,8 @@ def format_cell(cell: Cell, column: Column) -> str:
     """The text of a cell, without its interval; empty for a gap."""
     if why_empty(cell) is not None:
         return ""
-    value = number_of(cell)
-    return str(cell) if value is None else format_number(value, column.format)
+    value, own = number_of(cell), cell.format if isinstance(cell, Measure) else ""
+    return str(cell) if value is None else format_number(value, own or column.format)
 
 
 def best_rows(table: Table) -> dict[int, set[int]]:
@@ -80,6 +81,8 @@ def best_rows(table: Table) -> dict[int, set[int]]:
     whose values are all alike, has no best.
     """
     best: dict[int, set[int]] = {}
+    if not table.contest:
+        return best
     contestants = [index for index in range(len(table.rows)) if index not in set(table.references)]
     for place, column in enumerate(table.heads):
         values = {row: value for row in contestants if (value := number_of(table.rows[row][place])) is not None}

@@ -9,18 +9,18 @@ compared with the paper's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from xcodec_lm.tasks.eval.intervals import LEAST_UNITS, Estimate
 from xcodec_lm.tasks.report.document import Best, Cell, Column, Empty, Marked, Measure, ReportError, Table
-from xcodec_lm.tasks.report.paper import PaperTable, paper_layout
 from xcodec_lm.tasks.report.tables import common_format
 
 DIRECTIONS: Mapping[str, Best | None] = {"lower": "min", "higher": "max", "min": "min", "max": "max", "": None}
 NUMBERS = ("value", "low", "high", "paper")
 NOT_MEASURED, NOT_IN_PAPER = "not measured", "the paper has no such figure"
+NOT_RUN = "this system was not run"
 
 
 @dataclass(frozen=True)
@@ -215,45 +215,48 @@ def results_table(
 
 
 def paper_table(
-    number: int, rows: Sequence[Mapping[str, Any] | ResultRow], caption: str = "",
-    names: Mapping[str, str] | None = None, formats: Mapping[str, str] | None = None, footnote: str = "",
+    number: int, rows: Sequence[Mapping[str, Any] | ResultRow], paper: Mapping[str, Mapping[str, float]],
+    title: str = "", names: Mapping[str, str] | None = None, best: Mapping[str, str] | None = None,
+    formats: Mapping[str, str] | None = None, references: Sequence[str] = (), footnote: str = "",
 ) -> Table:  # fmt: skip
     """A replica of one of the paper's tables: our figures, and the paper's below each.
 
     Args:
-        number: 1 to 7.
-        rows: of results. Systems and metrics are those of `paper.PAPER_TABLES[number]`; others are added behind them.
-            What the paper has and the rows lack is a dash with its reason. A row's own `paper` goes before the known
-            figure; its `note` is said below the table.
-        caption: of the table; empty takes the paper's.
-        names: system or metric of the rows -> what the paper calls it, where these differ.
+        number: of the paper's table.
+        rows: of results. What the paper has and the rows lack is a dash with its reason. A row's own `paper` goes
+            before the printed figure; its `note` is said below the table.
+        paper: the table as printed, system -> metric -> figure.
+        title: what the table shows.
+        names: system or metric of the rows -> what the paper calls it, where these differ. Metrics that another
+            evaluator measured have no name there and get columns of their own.
+        best: metric of the paper -> `lower` or `higher`, where the rows do not tell.
         formats: metric -> format specification; else as many decimals as the paper gives.
+        references: systems that are no contestants.
         footnote: what else must be known.
 
     Raises:
-        ReportError: the paper has no such table, or a row cannot be read.
+        ReportError: a row cannot be read.
     """
-    layout, names = paper_layout(number), names or {}
+    names, printed = names or {}, list(dict.fromkeys(metric for figures in paper.values() for metric in figures))
     read = []
     for row in read_rows(rows):
         system, metric = names.get(row.system, row.system), names.get(row.metric, row.metric)
-        known = layout.value(system, metric)
-        best, paper = row.best or layout.metrics.get(metric), known if row.paper is None else row.paper
-        read.append(replace(row, system=system, metric=metric, best=best, paper=paper))
-    there = {(row.system, row.metric) for row in read}
-    for system in layout.systems:
-        ran = any(row.system == system for row in read)
-        reason = NOT_MEASURED if ran else "this system was not run"
-        for metric, best in layout.metrics.items():
+        known = paper.get(system, {}).get(metric) if row.paper is None else row.paper
+        way = row.best or DIRECTIONS.get((best or {}).get(metric, ""))
+        read.append(replace(row, system=system, metric=metric, best=way, paper=known))
+    there, ran = {(row.system, row.metric) for row in read}, {row.system for row in read}
+    for system, figures in paper.items():
+        reason = NOT_MEASURED if system in ran else NOT_RUN
+        for metric in printed:
             if (system, metric) not in there:
-                value = layout.value(system, metric)
-                read.append(ResultRow(system, metric, best=best, paper=value, note=reason))
-    systems = dict.fromkeys([*layout.systems, *(row.system for row in read)])
-    metrics = dict.fromkeys([*layout.metrics, *(row.metric for row in read)])
-    return _pivot(
-        read, list(systems), list(metrics), caption or f"The paper's Table {number}, made again: {layout.title}",
-        {**_decimals(layout), **(formats or {})}, layout.references, True, f"{layout.doubt} {footnote}".strip(),
-    )  # fmt: skip
+                way = DIRECTIONS.get((best or {}).get(metric, ""))
+                read.append(ResultRow(system, metric, best=way, paper=figures.get(metric), note=reason))
+    systems, metrics = ([*dict.fromkeys([*known, *of])] for known, of in (
+        (paper, [row.system for row in read]), (printed, [row.metric for row in read]),
+    ))  # fmt: skip
+    caption = f"The paper's Table {number}, made again{f': {title}' if title else ''}"
+    decimals = {metric: _decimals(figures.get(metric) for figures in paper.values()) for metric in printed}
+    return _pivot(read, systems, metrics, caption, {**decimals, **(formats or {})}, references, True, footnote)
 
 
 def _pivot(
@@ -299,13 +302,10 @@ def _format(rows: Sequence[ResultRow | None]) -> str:
     )
 
 
-def _decimals(layout: PaperTable) -> dict[str, str]:
+def _decimals(figures: Iterable[float | None]) -> str:
     """As many decimals as the paper's figures have."""
-    formats = {}
-    for metric in layout.metrics:
-        texts = [f"{layout.value(system, metric):g}" for system in layout.systems]
-        formats[metric] = f".{max(len(text.partition('.')[2]) for text in texts)}f"
-    return formats
+    texts = [f"{figure:g}" for figure in figures if figure is not None]
+    return f".{max(len(text.partition('.')[2]) for text in texts)}f"
 
 
 # ---------------------------------------------------------------------- items

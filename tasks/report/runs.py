@@ -16,7 +16,7 @@ import yaml
 from xcodec_lm import configs
 from xcodec_lm.codec.runtime.run import dotted, read_metrics
 from xcodec_lm.configs.errors import ConfigError, XcodecLMError
-from xcodec_lm.tasks.report.document import Block, Cell, Commands, Curves, Empty, KeyValues, Note, Table
+from xcodec_lm.tasks.report.document import Bars, Block, Cell, Commands, Curves, Empty, KeyValues, Note, Table
 
 EVAL = "eval/"
 ASIDE = ("step", "n_q", "time")
@@ -76,6 +76,24 @@ def last_values(runs: Mapping[str, Path | Sequence[Mapping[str, float]]], captio
             cells.append(found[-1] if found else Empty("this run does not log it"))
         lines.append([key, *cells])
     return Table(["quantity", *rows], lines, caption)
+
+
+def codebook_use(runs: Mapping[str, Path | Sequence[Mapping[str, float]]], caption: str = "Codebook use") -> list[Bars]:
+    """Codes in use by codebook at the last validation, of codec runs; nothing where none was logged.
+
+    Args:
+        runs: as of `run_curves`.
+        caption: of the figure.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for name, run in _rows_of(runs).items():
+        for row in run:
+            for key, value in row.items():
+                if numbered := re.fullmatch(EVAL + r"codes_used_(\d+)", key):
+                    found.setdefault(name, {})[int(numbered[1])] = value
+    books = sorted({book for used in found.values() for book in used})
+    series = {name: [used.get(book) for book in books] for name, used in found.items()}
+    return [Bars([str(book) for book in books], series, "codebook", "codes in use", caption)] if books else []
 
 
 def _rows_of(runs: Mapping[str, Path | Sequence[Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:

@@ -128,7 +128,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise XcodecLMError(f"cannot read {path}: {error}", "give a run folder that a train command wrote") from None
     if not isinstance(tree, dict):
         raise XcodecLMError(f"{path} holds no settings", "give a run folder that a train command wrote")
-    if "base" in tree:  # a delta: what it leaves out stands in its base and in the defaults
+    if not run.is_dir():  # a preset: what it leaves out stands in its base and in the defaults
         for cls in dict.fromkeys(configs.FAMILIES.values()):
             with contextlib.suppress(ConfigError):
                 return dotted(configs.to_dict(configs.load(path, cls)))

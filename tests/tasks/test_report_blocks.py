@@ -1,6 +1,7 @@
 """Blocks that commands share: verdicts, the paper's tables, items with transcripts, runs, pages of many results."""
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -38,6 +39,7 @@ from xcodec_lm.tasks.report import (
 from xcodec_lm.tasks.report.collect import collect
 from xcodec_lm.tasks.report.tables import common_format, table_csv, worst_first
 
+DIGEST = hashlib.sha256(b"weights").hexdigest()[:16]
 BAD = "<script>alert(1)</script>"
 MARKS = [["equal", "one", "one"], ["substitute", "two", "too"], ["delete", "three", ""], ["insert", "", "oh"]]
 
@@ -288,12 +290,9 @@ def test_the_difference_of_twins_is_the_semantic_path_alone(write_run):
 def test_runs_that_are_no_twins_are_told(write_run):
     one, other = write_run("x", settings("hubert")), write_run("t", settings("none", 200))
     note, table = config_difference({"X-Codec": one, "twin": other}, twins=True)
-    assert (
-        note.kind == "warning"
-        and "optim.steps" in note.text
-        and "semantic" not in note.text.replace("semantic path", "")
-    )
-    assert [line[0] for line in table.rows] == ["semantic.teacher", "optim.steps"]
+    assert note.kind == "warning"
+    assert "they differ in optim.steps, so" in note.text
+    assert {line[0] for line in table.rows} == {"semantic.teacher", "optim.steps"}
 
 
 def test_presets_are_compared_with_what_their_base_says():
@@ -314,12 +313,12 @@ def test_provenance_names_command_seed_versions_and_hashes(write_run, page_of, t
     (run / "model").mkdir()
     (run / "model" / "model.safetensors").write_bytes(b"weights")
     page = page_of(*run_provenance(run))
-    for told in ("xcodec-lm codec train a", "7", "2 of 100", "abc", "2.13", "9a129ba59c7d9f1f"):
+    for told in ("xcodec-lm codec train a", "7", "2 of 100", "abc", "2.13", DIGEST):
         assert told in page.text
     listed = tmp_path / "list.jsonl"
     listed.write_bytes(b"weights")
     page = page_of(*provenance(["xcodec-lm eval run"], {"list": listed, "gone": tmp_path / "no"}, {"draws": 3}, 75.2))
-    for told in ("1 min 15 s", "seed of draws", "9a129ba59c7d9f1f", "cannot be read", "numpy"):
+    for told in ("1 min 15 s", "seed of draws", DIGEST, "cannot be read", "numpy"):
         assert told in page.text
 
 

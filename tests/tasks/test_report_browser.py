@@ -40,6 +40,8 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
 ]  # fmt: skip
 RATE = 16_000
+PATIENCE_MS = 300_000
+"""A machine that is busy takes its time."""
 BAD = '</script><script>document.title = "taken over"</script>'
 WORDS = ["one", "two", "three", "four"]
 
@@ -97,7 +99,7 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")
     with playwright.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
         yield opened
         opened.close()
 
@@ -118,6 +120,7 @@ def visit(browser, file):
         )
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("data:", file.as_uri())) else None)

@@ -34,6 +34,7 @@ from xcodec_lm.tasks.commands import (
     general,
     hubert,
     music,
+    report,
     reproduce,
     sound,
     tts,
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         _take_flag(argv, *names) for names in (("-v", "--verbose"), ("-q", "--quiet"), ("--json",))
     )
     asked = {"-v": verbose, "-q": quiet, "--json": as_json}
+    common.command_words[:] = argv
     common.common_flags[:] = [flag for flag, given in asked.items() if given]
     try:
         return _run(argv, quiet, as_json)
@@ -175,6 +177,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command(general.demo, "the whole path in one command, with a report to listen to"),
     "reproduce": Command(reproduce.reproduce, "table1 to table7 or all: the paper's tables, on its data or in small"),
+    "report": Command(report.report, "run folders and results of evaluations as one page"),
     "presets": Command(general.presets, "ls, show NAME or cp NAME: configurations to start from"),
     "data scan": Command(data.data_scan, "list the recordings of a folder or a corpus in a manifest"),
     "data check": Command(data.data_check, "find everything that is wrong with a manifest"),

@@ -160,7 +160,7 @@ class Run:
             raise XcodecLMError(f"cannot write {self.folder}: {error.strerror}", "choose another --out") from None
 
     def _check_same_config(self, path: Path) -> None:
-        old, new = (_dotted(configs.to_dict(item)) for item in (configs.load(path, type(self.config)), self.config))
+        old, new = (dotted(configs.to_dict(item)) for item in (configs.load(path, type(self.config)), self.config))
         free = {
             "optim.steps",
             "run.log_every",
@@ -396,9 +396,9 @@ def _whole_rows(path: Path) -> list[tuple[dict[str, float], str]]:
     return rows
 
 
-def _dotted(group: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested groups as one dictionary with dotted keys."""
+def dotted(group: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested groups as one dictionary with dotted keys, such as `optim.lr`."""
     flat: dict[str, Any] = {}
     for key, value in group.items():
-        flat |= _dotted(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        flat |= dotted(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return flat

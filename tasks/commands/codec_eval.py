@@ -8,13 +8,14 @@ from typing import Literal
 from tyro.conf import Positional
 
 from xcodec_lm.configs.errors import UsageError
-from xcodec_lm.tasks.commands.common import Device, Result, load_codec_for
+from xcodec_lm.tasks.commands.common import Device, OutOption, Result, load_codec_for, write_result
 
 
 def codec_eval(
     codec: Positional[str], manifests: Positional[tuple[Path, ...]], /,
     split: Literal["train", "dev", "test", "all"] = "test", against: str | None = None, probes: bool = True,
-    items: Path | None = None, clip_s: float | None = None, device: Device = "auto", seed: int = 0,
+    items: Path | None = None, clip_s: float | None = None, out: OutOption = None,
+    device: Device = "auto", seed: int = 0,
 ) -> Result:  # fmt: skip
     """Measures reconstructions by domain, beside silence, white noise and shaped noise, or beside another codec.
 
@@ -30,6 +31,7 @@ def codec_eval(
         probes: with --against: probes, ABX and the cost of encoding.
         items: of ABX, a Libri-light .item file, JSON lines or a folder of TextGrids; else recordings of single words.
         clip_s: take at most this much of each recording.
+        out: folder for result.json and report.html, with recordings to hear at 1, 2, 4 and 8 layers.
         device: where to compute.
         seed: of the intervals, samples and probes.
     """
@@ -51,4 +53,16 @@ def codec_eval(
         models, list(manifests), None if split == "all" else split, clip_s,
         looks_inside=against is not None and probes, items=stretches, seed=seed,
     )  # fmt: skip
+    if out is not None:
+        from xcodec_lm.codec.runtime.progress import say
+        from xcodec_lm.tasks.eval.codec_page import role_names, write_page
+        from xcodec_lm.tasks.eval.reconstruction import read_domains
+        from xcodec_lm.tasks.report import reconstruct_clips
+        from xcodec_lm.tasks.report.collect import how_made
+
+        made = write_result(out, "codec eval", data, list(manifests), seed=seed)
+        heard = {name: models[role] for role, name in reversed(role_names(data).items())}
+        clips = [domain.clips[0] for domain in read_domains(list(manifests), None if split == "all" else split)]
+        grids = reconstruct_clips(heard, clips, data["n_q"])
+        say(f"report: {write_page(data, out, grids, how_made(made, out.name))}")
     return Result(format_comparison(data), data)

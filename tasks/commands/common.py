@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,8 @@ OutOption = Annotated[Path | None, arg(aliases=("-o",))]
 DEFAULT_CODEC = "xcodec-tiny"
 """The shipped codec that commands take unless they are told another."""
 
+command_words: list[str] = []
+"""The words of this call behind `xcodec-lm`, for the record of what it makes."""
 common_flags: list[str] = []
 """Those of `-v -q --json` that this call was given, for the processes that it starts."""
 
@@ -188,6 +191,42 @@ def say_conversions(path: Path, conversions: tuple[str, ...]) -> None:
     """Tells the user how a recording was converted on reading."""
     if conversions:
         note(f"{path}: {', '.join(conversions)}")
+
+
+def write_result(
+    out: Path, kind: str, data: Mapping[str, Any], manifests: Sequence[Path], **more: Any
+) -> dict[str, Any]:
+    """Writes `out/result.json`, from which `xcodec-lm report` makes pages.
+
+    Args:
+        out: folder of the evaluation.
+        kind: the command's name, such as `tts eval`.
+        data: what was measured.
+        manifests: that were read; their places are kept relative to `out`, with their sha256.
+        more: further values to keep.
+
+    Returns:
+        What was written.
+
+    Raises:
+        XcodecLMError: the folder cannot be written.
+    """
+    import json
+    import os
+
+    from xcodec_lm.codec.runtime.run import environment
+    from xcodec_lm.tasks.report.runs import file_hash
+
+    read = [{"path": os.path.relpath(path, out), "sha256": file_hash(path)} for path in manifests]
+    made = {"kind": kind, "command": shlex.join(["xcodec-lm", *command_words]), "manifests": read,
+            "environment": environment("cpu"), **more, **data}  # fmt: skip
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+        (out / "result.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise XcodecLMError(f"cannot write {out}: {error.strerror}", "choose another folder with -o") from None
+    return made
 
 
 def read_text(path: Path | None) -> str:

@@ -18,6 +18,7 @@ from xcodec_lm.tasks.commands.common import (
     device_of,
     read_text,
     train_command,
+    write_result,
 )
 
 
@@ -90,8 +91,8 @@ def music_eval(
     Args:
         run: run folder of the language model, or the name of a shipped one.
         manifests: JSON lines of the recordings.
-        out: folder for prompts, what really follows, its resynthesis and the model's continuations; without it none
-            are made.
+        out: folder for prompts, what really follows, its resynthesis and the model's continuations, result.json and
+            report.html; without it none are made.
         tokens: token store that the n-grams are fitted on; without it, that of the run.
         split: which rows are measured.
         codec: the codec, if it is no longer where the run says.
@@ -117,6 +118,12 @@ def music_eval(
         music, list(manifests), open_stores(tokens or stores_of(run)), out, split, prompt_s, seconds, prompts, seed,
         Sampling(temperature, top_k, top_p),
     )  # fmt: skip
+    if out is not None:
+        from xcodec_lm.tasks.music.page import write_page
+        from xcodec_lm.tasks.report.collect import how_made
+
+        made = write_result(out, "music eval", data, list(manifests), seed=seed)
+        say(f"report: {write_page(data, out, how_made(made, out.name))}")
     return Result(format_music(data), {key: value for key, value in data.items() if key != "items"})
 
 

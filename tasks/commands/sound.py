@@ -9,7 +9,16 @@ from tyro.conf import Positional, arg
 
 from xcodec_lm.codec.runtime.progress import say
 from xcodec_lm.configs.errors import UsageError
-from xcodec_lm.tasks.commands.common import Device, OutFile, OutOption, Result, device_of, read_text, train_command
+from xcodec_lm.tasks.commands.common import (
+    Device,
+    OutFile,
+    OutOption,
+    Result,
+    device_of,
+    read_text,
+    train_command,
+    write_result,
+)
 
 SHORT = {"--data": "--data.manifests", "--codec": "--data.codec", "--clap": "--data.clap"}
 """Flags of `sound train` that are short for those of its configuration."""
@@ -131,7 +140,7 @@ def sound_eval(
     if out is not None:
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in data["items"])
         (out / "items.jsonl").write_text(lines, encoding="utf-8")
-        (out / "result.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_result(out, "sound eval", data, list(manifests))
         say(f"report: {write_page(data, list(manifests), out)}")
     return Result(format_sound(data), {key: value for key, value in data.items() if key != "items"})
 

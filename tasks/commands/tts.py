@@ -11,7 +11,16 @@ from tyro.conf import Positional, arg
 
 from xcodec_lm.codec.runtime.progress import Progress, say
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
-from xcodec_lm.tasks.commands.common import Device, OutFile, OutOption, Result, device_of, read_text, train_command
+from xcodec_lm.tasks.commands.common import (
+    Device,
+    OutFile,
+    OutOption,
+    Result,
+    device_of,
+    read_text,
+    train_command,
+    write_result,
+)
 
 DEFAULT_RUN = "tts-tiny"
 """The shipped speech model that commands take unless they are told another."""
@@ -138,8 +147,6 @@ def tts_eval(
         seed: of draws and intervals.
         device: where to compute.
     """
-    import json
-
     from xcodec_lm.tasks.tts.evaluate import evaluate_tts, format_tts, load_judges, write_items
     from xcodec_lm.tasks.tts.page import write_page
     from xcodec_lm.tasks.tts.speech import adjusted
@@ -160,7 +167,7 @@ def tts_eval(
     data = evaluate_tts(loaded, manifest, listeners, out, speaking, seed, most, controls, voices)
     if out is not None:
         write_items(data, out / "items.jsonl")
-        (out / "result.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_result(out, "tts eval", data, [manifest])
         say(f"report: {write_page(data, manifest, out)}")
     return Result(format_tts(data), {key: value for key, value in data.items() if key != "items"})
 

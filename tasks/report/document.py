@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from xcodec_lm.configs.errors import XcodecLMError
 
 Best = Literal["min", "max"]
+MARK_KINDS = ("equal", "substitute", "delete", "insert")
 
 
 class ReportError(XcodecLMError, ValueError):
@@ -36,11 +38,21 @@ class Note:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number with the ends of its interval; both ends or none."""
+    """A number in a table.
+
+    Attributes:
+        value: the number.
+        low: lower end of its interval; both ends or none.
+        high: the upper end.
+        note: what must be known of it, said below the table; "" for nothing.
+        format: its own format where a column holds several quantities; empty takes the column's.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    note: str = ""
+    format: str = ""
 
     def __post_init__(self):
         if (self.low is None) != (self.high is None):
@@ -54,7 +66,46 @@ class Empty:
     reason: str
 
 
-Cell = str | int | float | Measure | Empty | None
+@dataclass(frozen=True)
+class Marked:
+    """What was heard of a text, with the errors marked.
+
+    Attributes:
+        marks: (kind, word said, word heard) in order, as in `tasks.eval.wer.Counts.marks`; kind is `equal`,
+            `substitute`, `delete` (said, not heard) or `insert` (heard, not said).
+        after: words that follow the transcript.
+    """
+
+    marks: Sequence[Sequence[str]]
+    after: str = ""
+
+    def __post_init__(self):
+        for mark in self.marks:
+            if len(mark) != 3 or mark[0] not in MARK_KINDS:
+                raise ReportError(
+                    f"{mark!r} is no mark of a transcript", f"give (kind, said, heard), kind {MARK_KINDS}"
+                )
+
+    @cached_property
+    def errors(self) -> int:
+        """Words that are wrong, missing or too many."""
+        return sum(kind != "equal" for kind, _, _ in self.marks)
+
+    @property
+    def text(self) -> str:
+        """The same in plain text: `[said > heard]`, `[-missing]`, `[+too many]`."""
+        words = []
+        for kind, said, heard in self.marks:
+            words.append(
+                {"equal": heard, "substitute": f"[{said} > {heard}]", "delete": f"[-{said}]"}.get(kind, f"[+{heard}]")
+            )
+        return " ".join(words)
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.text or "(nothing)", self.after) if part)
+
+
+Cell = str | int | float | Measure | Empty | Marked | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +134,9 @@ class Table:
         caption: what it shows; also names its downloads.
         footnote: what a reader must know to read it.
         references: indices of rows that are no contestants (the original, say) and are never marked as best.
-        sortable: let the reader sort by a column.
+        contest: mark the best cell of columns with a better end.
+        sortable: let the reader sort by a column, and see the ten worst rows by any column with a better end.
+        worst_first: the column by which the ten worst are shown at first; None shows all rows.
     """
 
     columns: Sequence[Column | str]
@@ -91,9 +144,15 @@ class Table:
     caption: str
     footnote: str = ""
     references: Sequence[int] = ()
+    contest: bool = True
     sortable: bool = False
+    worst_first: str | None = None
 
     def __post_init__(self):
+        if self.worst_first is not None and not any(
+            column.head == self.worst_first and column.best is not None for column in self.heads
+        ):
+            raise ReportError(f"table {self.caption!r} has no column {self.worst_first!r} with a better end")
         for index, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ReportError(
@@ -117,7 +176,7 @@ class Player:
         sample_rate: in Hz.
         spectrogram: whether to draw one.
         shade_until_s: the beginning that was given as a prompt, in seconds, is veiled in the spectrogram.
-        note: a few words below it.
+        note: a few words below it, or what was heard.
     """
 
     label: str
@@ -125,7 +184,7 @@ class Player:
     sample_rate: int
     spectrogram: bool = True
     shade_until_s: float | None = None
-    note: str = ""
+    note: str | Marked = ""
 
     def __post_init__(self):
         if self.sample_rate < 1:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xcodec_lm.tasks.report.audio_embed import as_signal, data_uri, embed, matched_gains, why_unplayable
-from xcodec_lm.tasks.report.document import Player, PlayerRow, ReportError
+from xcodec_lm.tasks.report.document import Marked, Player, PlayerRow, ReportError
 from xcodec_lm.tasks.report.spectrogram import mel_decibels, spectrogram_png
 from xcodec_lm.tasks.report.tables import format_number
 
@@ -72,7 +72,8 @@ def player_cells(row: PlayerRow) -> tuple[dict[str, dict[str, Any]], float]:
             "picture": picture,
             "share": max(SMALLEST_SHARE, sound.duration_s / longest_s),
             "prompt_s": prompt_s,
-            "note": item.note,
+            "note": str(item.note),
+            "heard": item.note if isinstance(item.note, Marked) else None,
         }
     return cells, top_hz
 

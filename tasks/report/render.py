@@ -31,12 +31,18 @@ from xcodec_lm.tasks.report.tables import (
     format_interval,
     is_numeric,
     json_text,
-    number_of,
+    note_of,
     rows_csv,
+    sort_key,
+    sorts_by_number,
     table_csv,
     table_json,
     why_empty,
+    worst_first,
 )
+
+WORST = 10
+"""Rows that a long table is cut to when only the worst are wanted."""
 
 
 def render(report: doc.Report, path: str | Path) -> Path:
@@ -144,6 +150,8 @@ class _Viewer:
         self.tables += 1
         best, reasons = best_rows(table), {}
         numeric = [is_numeric(table, place) for place in range(len(table.heads))]
+        by_number = [sorts_by_number(table, place) for place in range(len(table.heads))]
+        sortable = table.sortable and len(table.rows) > 1
         intervals = [
             [format_interval(row[i], column.format) for row in table.rows] for i, column in enumerate(table.heads)
         ]
@@ -152,18 +160,19 @@ class _Viewer:
         for index, row in enumerate(table.rows):
             cells = []
             for place, (cell, column) in enumerate(zip(row, table.heads, strict=True)):
-                reason = why_empty(cell)
-                mark = reasons.setdefault(reason, _letter(len(reasons))) if reason else ""
+                note = note_of(cell)
+                mark = reasons.setdefault(note, _letter(len(reasons))) if note else ""
                 cells.append(
                     {
                         "text": format_cell(cell, column),
                         "interval": intervals[place][index],
                         "interval_width": widths[place],
-                        "empty": reason is not None,
+                        "empty": why_empty(cell) is not None,
+                        "heard": cell if isinstance(cell, doc.Marked) else None,
                         "mark": mark,
                         "best": index in best.get(place, ()),
                         "numeric": numeric[place],
-                        "number": number_of(cell),
+                        "key": sort_key(cell) if by_number[place] else None,
                     }
                 )
             rows.append({"cells": cells, "reference": index in table.references})
@@ -172,13 +181,25 @@ class _Viewer:
             "number": self.tables,
             "caption": table.caption,
             "columns": [
-                {"head": c.head, "best": c.best, "numeric": n} for c, n in zip(table.heads, numeric, strict=True)
+                {"head": c.head, "best": c.best, "numeric": numeric[i], "by_number": by_number[i]}
+                for i, c in enumerate(table.heads)
             ],
             "rows": rows,
             "reasons": [(mark, reason) for reason, mark in reasons.items()],
             "any_best": bool(best),
             "footnote": table.footnote,
-            "sortable": table.sortable and len(table.rows) > 1,
+            "sortable": sortable,
+            "worst": [
+                {
+                    "place": place,
+                    "way": way,
+                    "head": table.heads[place].head,
+                    "chosen": table.heads[place].head == table.worst_first,
+                }
+                for place, way in worst_first(table)
+                if sortable and len(table.rows) > WORST
+            ],
+            "shown": WORST,
             "links": [_link("CSV", f"{name}.csv", table_csv(table)), _link("JSON", f"{name}.json", table_json(table))],
         }
 

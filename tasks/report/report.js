@@ -74,9 +74,37 @@
     level();
   }
 
-  for (const table of document.querySelectorAll("table.sortable")) {
+  for (const figure of document.querySelectorAll("figure.sortable")) {
+    const table = figure.querySelector("table.sortable");
+    if (!table) continue;
     const body = table.tBodies[0];
     const heads = [...table.tHead.rows[0].cells];
+    const names = heads.map((head) => head.firstChild.textContent.trim());
+    const chooser = figure.querySelector(".choice select");
+    const told = figure.querySelector("[role=status]");
+    const inOrder = [...body.rows];
+
+    const show = (count) => [...body.rows].forEach((row, place) => (row.hidden = count > 0 && place >= count));
+    const sort = (place, up) => {
+      heads.forEach((head, other) => {
+        if (other !== place) head.removeAttribute("aria-sort");
+        else head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      });
+      const numeric = heads[place].dataset.sort === "number";
+      const key = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim();
+      const gap = (row) => row.cells[place].querySelector(".gap") !== null || (numeric && key(row) === "");
+      body.append(
+        ...inOrder.slice().sort((a, b) => {
+          if (gap(a) || gap(b)) return gap(a) - gap(b); // gaps stay last
+          const way = numeric ? Number(key(a)) - Number(key(b)) : key(a).localeCompare(key(b), undefined, { numeric: true });
+          return up ? way : -way;
+        }),
+      );
+    };
+    const tell = (place, up) => {
+      const shown = [...body.rows].filter((row) => !row.hidden).length;
+      told.textContent = `${shown} of ${inOrder.length} rows, by ${names[place]}, ${up ? "ascending" : "descending"}`;
+    };
     heads.forEach((head, place) => {
       const button = document.createElement("button");
       button.type = "button";
@@ -84,19 +112,36 @@
       head.append(button);
       button.addEventListener("click", () => {
         const up = head.getAttribute("aria-sort") !== "ascending";
-        for (const other of heads) other.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", up ? "ascending" : "descending");
-        const key = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim();
-        const numeric = head.classList.contains("number");
-        const rows = [...body.rows].sort((a, b) => {
-          const [p, q] = [key(a), key(b)];
-          if (!numeric) return p.localeCompare(q) * (up ? 1 : -1);
-          if (p === "" || q === "") return (p === "") - (q === ""); // gaps stay last
-          return (Number(p) - Number(q)) * (up ? 1 : -1);
-        });
-        body.append(...rows);
+        sort(place, up);
+        if (chooser) chooser.value = "";
+        show(0);
+        tell(place, up);
       });
     });
+    if (chooser) {
+      const choose = () => {
+        const option = chooser.selectedOptions[0];
+        if (option.value === "") {
+          heads.forEach((head) => head.removeAttribute("aria-sort"));
+          body.append(...inOrder);
+          show(0);
+          told.textContent = `all ${inOrder.length} rows, in their own order`;
+          return;
+        }
+        const [place, up] = [Number(option.value), option.dataset.way === "ascending"];
+        sort(place, up);
+        show(Number(option.dataset.rows));
+        tell(place, up);
+      };
+      chooser.addEventListener("change", choose);
+      chooser.closest(".choice").hidden = false;
+      const first = chooser.querySelector("[data-first]");
+      if (first) {
+        first.selected = true;
+        choose();
+        told.textContent = "";
+      }
+    }
   }
 
   for (const block of document.querySelectorAll(".commands")) {

@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
-from xcodec_lm.tasks.report.document import Cell, Column, Empty, Measure, Table
+from xcodec_lm.tasks.report.document import Cell, Column, Empty, Marked, Measure, Table
 
 
 def number_of(cell: Cell) -> float | None:
@@ -17,6 +18,16 @@ def number_of(cell: Cell) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
+
+
+def sort_key(cell: Cell) -> float | None:
+    """By what a cell is sorted among numbers: its number, or the errors of a transcript."""
+    return cell.errors if isinstance(cell, Marked) else number_of(cell)
+
+
+def note_of(cell: Cell) -> str:
+    """What is said below the table of a cell: why it is empty, or what must be known of its number."""
+    return why_empty(cell) or (cell.note if isinstance(cell, Measure) else "")
 
 
 def why_empty(cell: Cell) -> str | None:
@@ -35,10 +46,21 @@ def format_number(value: float, spec: str = "") -> str:
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
+def common_format(values: Iterable[float | None]) -> str:
+    """One format for figures that stand together: three digits of the largest, but one decimal at least."""
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    if largest == 0:
+        return ".3f"
+    if not 1e-4 <= largest < 1e7:
+        return ".3g"
+    return f".{min(6, max(1, 2 - math.floor(math.log10(largest))))}f"
+
+
 def format_interval(cell: Cell, spec: str = "") -> str:
     """The interval of a measure as `[low, high]`, or an empty string."""
     if not isinstance(cell, Measure) or cell.low is None or cell.high is None:
         return ""
+    spec = cell.format or spec
     if not (math.isfinite(cell.low) and math.isfinite(cell.high)):
         return ""
     return f"[{format_number(cell.low, spec)}, {format_number(cell.high, spec)}]"
@@ -48,8 +70,8 @@ def format_cell(cell: Cell, column: Column) -> str:
     """The text of a cell, without its interval; empty for a gap."""
     if why_empty(cell) is not None:
         return ""
-    value = number_of(cell)
-    return str(cell) if value is None else format_number(value, column.format)
+    value, own = number_of(cell), cell.format if isinstance(cell, Measure) else ""
+    return str(cell) if value is None else format_number(value, own or column.format)
 
 
 def best_rows(table: Table) -> dict[int, set[int]]:
@@ -59,6 +81,8 @@ def best_rows(table: Table) -> dict[int, set[int]]:
     whose values are all alike, has no best.
     """
     best: dict[int, set[int]] = {}
+    if not table.contest:
+        return best
     contestants = [index for index in range(len(table.rows)) if index not in set(table.references)]
     for place, column in enumerate(table.heads):
         values = {row: value for row in contestants if (value := number_of(table.rows[row][place])) is not None}
@@ -70,6 +94,22 @@ def best_rows(table: Table) -> dict[int, set[int]]:
         if len(rows) < len(values):
             best[place] = rows
     return best
+
+
+def worst_first(table: Table) -> list[tuple[int, str]]:
+    """Columns by which rows can be called worst, and how: (place, `ascending` or `descending`)."""
+    ways = {"min": "descending", "max": "ascending"}
+    return [
+        (place, ways[column.best])
+        for place, column in enumerate(table.heads)
+        if column.best is not None and any(sort_key(row[place]) is not None for row in table.rows)
+    ]
+
+
+def sorts_by_number(table: Table, place: int) -> bool:
+    """Whether a column is sorted by number, not by text."""
+    cells = [row[place] for row in table.rows if why_empty(row[place]) is None]
+    return bool(cells) and all(sort_key(cell) is not None for cell in cells)
 
 
 def is_numeric(table: Table, place: int) -> bool:
@@ -88,7 +128,7 @@ def table_csv(table: Table) -> str:
     for row in table.rows:
         values: list[Any] = []
         for cell, has_range in zip(row, ranged, strict=True):
-            values.append("" if why_empty(cell) is not None else cell.value if isinstance(cell, Measure) else cell)
+            values.append("" if why_empty(cell) is not None else _plain(cell))
             if has_range:
                 values += [cell.low, cell.high] if isinstance(cell, Measure) else ["", ""]
         rows.append(values)
@@ -102,7 +142,10 @@ def table_json(table: Table) -> str:
         reason = why_empty(cell)
         if reason is not None:
             return {"value": None, "reason": reason} if reason else None
-        return {"value": cell.value, "low": cell.low, "high": cell.high} if isinstance(cell, Measure) else cell
+        if isinstance(cell, Measure):
+            noted = {"note": cell.note} if cell.note else {}
+            return {"value": cell.value, "low": cell.low, "high": cell.high, **noted}
+        return _plain(cell)
 
     heads = [column.head for column in table.heads]
     return json_text(
@@ -122,6 +165,11 @@ def rows_csv(rows: Any) -> str:
 def json_text(value: Any) -> str:
     """Strict JSON: what is not finite becomes null."""
     return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(cell: Cell) -> Any:
+    """The value of a cell that has one; transcripts as text."""
+    return cell.value if isinstance(cell, Measure) else str(cell) if isinstance(cell, Marked) else cell
 
 
 def _has_interval(cell: Cell) -> bool:

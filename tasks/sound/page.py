@@ -16,9 +16,7 @@ from xcodec_lm.tasks.eval.intervals import LEAST_UNITS
 from xcodec_lm.tasks.report import (
     Column,
     Download,
-    Empty,
     KeyValues,
-    Measure,
     NoPlayer,
     Note,
     Player,
@@ -27,6 +25,7 @@ from xcodec_lm.tasks.report import (
     Report,
     Section,
     Table,
+    measure_of,
     render,
 )
 from xcodec_lm.tasks.sound.evaluate import sound_file
@@ -93,44 +92,57 @@ def write_page(data: Mapping[str, Any], manifests: Sequence[Path], out: Path) ->
         manifests: whose rows were tested and trained on.
         out: where the sounds of every system lie.
     """
-    paths = {clip.id: clip.path for clip in read_manifests(list(manifests))}
+    report = Report(
+        "Text to sound",
+        sound_sections(data, manifests, out),
+        subtitle=f"{data['rows']} captions of {data['recordings']} recordings of split {data['split']}, "
+        f"{data['samples']} sound(s) of {data['seconds']:g} s each",
+        provenance=judges_and_runs(data),
+    )
+    return render(report, out / "report.html")
+
+
+def judges_and_runs(data: Mapping[str, Any]) -> list[KeyValues]:
+    """Who judged, and what the runs are, as the provenance of the figures."""
+    runs = [KeyValues({key: str(value) for key, value in facts.items()}, name) for name, facts in data["runs"].items()]
+    return [KeyValues({name: str(value) for name, value in data["judges"].items()}, "Who judged"), *runs]
+
+
+def sound_sections(data: Mapping[str, Any], manifests: Sequence[Path], out: Path) -> list[Section]:
+    """What there is to see and hear of a result of `evaluate_sound`.
+
+    Args:
+        data: of `evaluate_sound`, with its items.
+        manifests: whose rows were tested and trained on; without them recordings are not heard.
+        out: where the sounds of every system lie.
+    """
+    paths = {clip.id: clip.path for clip in read_manifests(list(manifests))} if manifests else {}
     shown = choose_rows(data["items"])
     systems = [row["system"] for row in data["systems"]]
     made = [name for name in systems if name.endswith(": made")]
     rest = [name for name in systems if name not in made and name not in (REAL, "training recordings")]
-    report = Report(
-        "Text to sound",
-        [
-            Section("Figures", [*_notes(data), *_systems(data), *_differences(data)]),
-            Section(
-                "Listening",
-                [
-                    caption_players([_listening(item, data, paths, out, [REAL, *made]) for item in shown],
-                                    "What the captions say, and what was made of them"),
-                    caption_players([_listening(item, data, paths, out, rest) for item in shown],
-                                    "The same captions: codec, controls, noise"),
-                ],
-                intro="Under each sound: the class that the judge hears, and the CLAP score with the caption above.",
-            ),
-            Section(
-                "Is it a copy?",
-                [_nearest(data),
-                 caption_players([_copies(item, data, paths, out, made) for item in shown],
-                                 "The training clip with the most alike mel spectrogram")],
-                intro="Correlation, over all shifts in time, of how the bands of mel spectrograms rise and fall. A "
-                "copy is as near as training clips that went through the codec; real recordings cannot be copies.",
-            ),
-            Section("Every caption", [_items(data, made), Download("items.json", data["items"])]),
-        ],
-        subtitle=f"{data['rows']} captions of {data['recordings']} recordings of split {data['split']}, "
-        f"{data['samples']} sound(s) of {data['seconds']:g} s each",
-        provenance=[
-            KeyValues({name: str(value) for name, value in data["judges"].items()}, "Who judged"),
-            *(KeyValues({key: str(value) for key, value in facts.items()}, name)
-              for name, facts in data["runs"].items()),
-        ],
-    )  # fmt: skip
-    return render(report, out / "report.html")
+    return [
+        Section("Figures", [*_notes(data), *_systems(data), *_differences(data)]),
+        Section(
+            "Listening",
+            [
+                caption_players([_listening(item, data, paths, out, [REAL, *made]) for item in shown],
+                                "What the captions say, and what was made of them"),
+                caption_players([_listening(item, data, paths, out, rest) for item in shown],
+                                "The same captions: codec, controls, noise"),
+            ],
+            intro="Under each sound: the class that the judge hears, and the CLAP score with the caption above.",
+        ),
+        Section(
+            "Is it a copy?",
+            [_nearest(data),
+             caption_players([_copies(item, data, paths, out, made) for item in shown],
+                             "The training clip with the most alike mel spectrogram")],
+            intro="Correlation, over all shifts in time, of how the bands of mel spectrograms rise and fall. A "
+            "copy is as near as training clips that went through the codec; real recordings cannot be copies.",
+        ),
+        Section("Every caption", [_items(data, made), Download("items.json", data["items"])]),
+    ]  # fmt: skip
 
 
 def choose_rows(items: Sequence[dict[str, Any]], count: int = SHOWN) -> list[dict[str, Any]]:
@@ -165,10 +177,10 @@ def _systems(data: Mapping[str, Any]) -> list[Table]:
     for row in data["systems"]:
         chance = row.get("class_chance")
         heard.append([
-            row["system"], _measure(row.get("class"), 100), 100 * chance["value"] if chance else None,
-            _measure(row.get("clap")), _measure(row.get("clap_margin")), row["silent"] or None,
+            row["system"], measure_of(row.get("class"), 100), 100 * chance["value"] if chance else None,
+            measure_of(row.get("clap")), measure_of(row.get("clap_margin")), row["silent"] or None,
         ])  # fmt: skip
-        distances.append([row["system"], _measure(row["frechet"], 1, reason), _measure(row["kid"], 1, reason)])
+        distances.append([row["system"], measure_of(row["frechet"], 1, reason), measure_of(row["kid"], 1, reason)])
     judge = f"{data['judges']['clap']}'s audio side" if data["judges"]["features"] == "clap" else "the judge of classes"
     others = tuple(index for index, row in enumerate(data["systems"]) if ": made" not in row["system"])
     return [
@@ -194,7 +206,7 @@ def _differences(data: Mapping[str, Any]) -> list[Table]:
     tables = []
     for measure, lower in LOWER_IS_BETTER.items():
         scale = 100 if measure == "class" else 1
-        rows = [[row["a"], row["b"], _measure(row["difference"], scale), row["verdict"]]
+        rows = [[row["a"], row["b"], measure_of(row["difference"], scale), row["verdict"]]
                 for row in data["differences"] if row["measure"] == measure]  # fmt: skip
         if rows:
             unit = " in points" if measure == "class" else ""
@@ -211,7 +223,7 @@ def _listening(
     sounds = []
     for name in systems:
         for number, entry in enumerate(item["systems"].get(name, [])):
-            path = paths[item["id"]] if name == REAL else sound_file(out, name, item["id"], number)
+            path = paths.get(item["id"]) if name == REAL else sound_file(out, name, item["id"], number)
             label = name if number == 0 else f"{name} ({number + 1})"
             sounds.append(_sounding(label, path, data["sample_rate"], _heard(entry), data["seconds"]))
     return Captioned(item["caption"], sounds, " · ".join(text for text in (item["class"], item["id"]) if text))
@@ -226,11 +238,13 @@ def _copies(
         path, rate = sound_file(out, name, item["id"]), data["sample_rate"]
         sounds.append(_sounding(name, path, rate, "", data["seconds"]))
         note = f"{near['id']}: mel {near['mel']:.2f}, waveform {near['waveform']:.2f}"
-        sounds.append(_sounding(f"nearest to {name}", paths[near["id"]], rate, note, LONGEST_S))
+        sounds.append(_sounding(f"nearest to {name}", paths.get(near["id"]), rate, note, LONGEST_S))
     return Captioned(item["caption"], sounds, item["id"])
 
 
-def _sounding(label: str, path: Path, rate: int, note: str, longest_s: float) -> Sounding:
+def _sounding(label: str, path: Path | None, rate: int, note: str, longest_s: float) -> Sounding:
+    if path is None:
+        return Sounding(label, "its manifest is not known here")
     try:
         return Sounding(label, load_audio(path, rate, duration_s=min(longest_s, LONGEST_S)).wav[0].numpy(), rate, note)
     except AudioError as error:
@@ -258,7 +272,8 @@ def _nearest(data: Mapping[str, Any]) -> Table:
 def _items(data: Mapping[str, Any], made: Sequence[str]) -> Table:
     columns: list[Column | str] = ["id", "caption", "class"]
     for name in made:
-        columns += [f"heard, {name}", Column(f"CLAP, {name}", ".3f"), f"nearest, {name}", Column(f"mel, {name}", ".2f")]
+        columns += [f"heard, {name}", Column(f"CLAP, {name}", ".3f", "max"), f"nearest, {name}"]
+        columns.append(Column(f"mel, {name}", ".2f", "min"))  # nearer is worse: it may be a copy
     rows: list[list[Any]] = []
     for item in data["items"]:
         row: list[Any] = [item["id"], item["caption"], item["class"]]
@@ -267,13 +282,4 @@ def _items(data: Mapping[str, Any], made: Sequence[str]) -> Table:
             near = entry["nearest"]
             row += ["silence" if entry["silent"] else entry.get("heard"), entry.get("clap"), near["id"], near["mel"]]
         rows.append(row)
-    return Table(columns, rows, "The first sound of each caption", sortable=True)
-
-
-def _measure(estimate: Mapping[str, Any] | None, scale: float = 1.0, reason: str = "not measured") -> Measure | Empty:
-    if estimate is None or estimate["value"] is None:
-        return Empty(reason)
-    low, high = estimate.get("low"), estimate.get("high")
-    if low is None or high is None:
-        return Measure(scale * estimate["value"])
-    return Measure(scale * estimate["value"], scale * low, scale * high)
+    return Table(columns, rows, "The first sound of each caption", contest=False, sortable=True)

@@ -36,8 +36,9 @@ from xcodec_lm.tasks.eval.speaker import (
 from xcodec_lm.tasks.eval.train_evaluators import thin
 from xcodec_lm.tasks.eval.transcribers import Transcriber, load_transcriber
 from xcodec_lm.tasks.eval.wer import Counts, Pair, difference_estimate, rate_estimate, word_counts
+from xcodec_lm.tasks.report.document import Marked
 from xcodec_lm.tasks.tts.batch import make_line, read_lines
-from xcodec_lm.tasks.tts.page import marked, system_folder
+from xcodec_lm.tasks.tts.page import system_folder
 from xcodec_lm.tasks.tts.speech import Ending, Line, Speaking
 from xcodec_lm.tasks.tts.voice import TTS
 
@@ -327,7 +328,8 @@ def _utterance(system: System, index: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"ended": system.endings[index]} if system.endings else {}
     if system.counts:
         counts = system.counts[index]
-        facts |= {"heard": system.heard[index], "marked": marked(counts.marks),
+        facts |= {"heard": system.heard[index], "marked": Marked(counts.marks).text,
+                  "marks": [list(mark) for mark in counts.marks],
                   "errors": counts.errors, "words": counts.length}  # fmt: skip
     if system.likeness is not None:
         facts["similarity"] = system.likeness.items[index]["own"]

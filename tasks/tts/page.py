@@ -12,7 +12,7 @@ from xcodec_lm.tasks.report import (
     Download,
     Empty,
     KeyValues,
-    Measure,
+    Marked,
     NoPlayer,
     Note,
     Player,
@@ -21,6 +21,7 @@ from xcodec_lm.tasks.report import (
     Report,
     Section,
     Table,
+    measure_of,
     render,
 )
 from xcodec_lm.tasks.tts.speech import ENDINGS
@@ -42,6 +43,29 @@ def write_page(
         path: the page; `out/report.html` without it.
         pages: name -> file of the pages beside it that it links to.
     """
+    report = Report(
+        "Zero-shot speech",
+        tts_sections(data, manifest, out),
+        subtitle=f"{data['rows']} utterances of {data['speakers']} speaker(s)",
+        provenance=[listeners(data)],
+        pages=pages or {},
+    )
+    return render(report, path or out / "report.html")
+
+
+def listeners(data: dict[str, Any]) -> KeyValues:
+    """Who listened, as the provenance of the figures."""
+    return KeyValues({name: str(value or "none") for name, value in data["judges"].items()}, "Who listened")
+
+
+def tts_sections(data: dict[str, Any], manifest: Path | None, out: Path) -> list[Section]:
+    """What there is to see and hear of a result of `evaluate_tts`.
+
+    Args:
+        data: of `evaluate_tts`, with its items.
+        manifest: the list that was spoken; None where it is not known, then prompts are not heard.
+        out: where the audio of every system lies.
+    """
     systems = [row["system"] for row in data["systems"]]
     last = next((name for name in systems if name.endswith("AR+NAR")), systems[-1])
     items = data["items"]
@@ -49,8 +73,8 @@ def write_page(
     intro = "Under each: how it ended."
     if data["judges"]["recogniser"] is not None:
         intro = (
-            "Under each: what the recogniser heard, and how it ended; [said > heard] is a wrong word, [-word] a "
-            "missing one, [+word] one too many."
+            "Under each: what the recogniser heard, and how it ended. Struck out: a word that is missing, or was heard "
+            "as the underlined one behind it; underlined alone: a word too many."
         )
         if len(items) > SHOWN:
             worst = sorted(
@@ -58,18 +82,11 @@ def write_page(
             )
             rows = [_players(item, systems, manifest, out) for item in worst[:SHOWN]]
             grids.append(Players(rows, f"The worst of {last}"))
-    report = Report(
-        "Zero-shot speech",
-        [
-            Section("Figures", [*_notes(data), _table(data), *_differences(data)]),
-            Section("Listening", grids, intro=intro),
-            Section("Every utterance", [_items(items, systems), Download("items.json", items)]),
-        ],
-        subtitle=f"{data['rows']} utterances of {data['speakers']} speaker(s)",
-        provenance=[KeyValues({name: str(value or "none") for name, value in data["judges"].items()}, "Who listened")],
-        pages=pages or {},
-    )
-    return render(report, path or out / "report.html")
+    return [
+        Section("Figures", [*_notes(data), _table(data), *_differences(data)]),
+        Section("Listening", grids, intro=intro),
+        Section("Every utterance", [_items(items, systems), Download("items.json", items)]),
+    ]
 
 
 def _notes(data: dict[str, Any]) -> list[Note]:
@@ -89,9 +106,9 @@ def _table(data: dict[str, Any]) -> Table:
     rows = []
     for row in data["systems"]:
         like, total = row.get("similarity"), sum(row["ended"].values())
-        own, others = (_measure(like[name]) if like else Empty("not judged") for name in ("own", "others"))
+        own, others = (measure_of(like[name]) if like else Empty("not judged") for name in ("own", "others"))
         ended = f"{row['ended']['eos']} of {total}" if total else ""
-        rows.append([row["system"], _measure(row["wer"], 100), own, others, ended])
+        rows.append([row["system"], measure_of(row["wer"], 100), own, others, ended])
     return Table(
         ["system", Column("WER in %", ".1f"), Column("like own prompt", ".3f"), Column("like others", ".3f"),
          "ended by itself"],
@@ -101,14 +118,14 @@ def _table(data: dict[str, Any]) -> Table:
 
 
 def _differences(data: dict[str, Any]) -> list[Table]:
-    rows = [[row["a"], row["b"], _measure(row["wer"], 100), row["verdict"]] for row in data["differences"]]
+    rows = [[row["a"], row["b"], measure_of(row["wer"], 100), row["verdict"]] for row in data["differences"]]
     caption = "Differences in WER, paired"
     return [Table(["a", "b", Column("a - b in points", ".1f"), "a is"], rows, caption)] if rows else []
 
 
-def _players(item: dict[str, Any], systems: list[str], manifest: Path, out: Path) -> PlayerRow:
+def _players(item: dict[str, Any], systems: list[str], manifest: Path | None, out: Path) -> PlayerRow:
     players: list[Player | NoPlayer] = []
-    if item.get("prompt"):
+    if item.get("prompt") and manifest is not None and (manifest.parent / item["prompt"]).is_file():
         wav = load_audio(manifest.parent / item["prompt"], RATE, duration_s=item.get("prompt_s")).wav[0].numpy()
         players.append(Player("prompt", wav, RATE, spectrogram=False, note=item.get("prompt_text") or ""))
     for name in systems:
@@ -126,44 +143,32 @@ def _items(items: list[dict[str, Any]], systems: list[str]) -> Table:
     columns: list[Column | str] = ["id", "text"]
     heard = any("marked" in item["systems"][name] for item in items for name in spoken)
     for name in spoken:
-        columns += [Column(f"errors, {name}", "d"), f"heard, {name}"] if heard else []
+        columns += [Column(f"errors, {name}", "d", "min"), f"heard, {name}"] if heard else []
         columns.append(f"end, {name}")
     rows: list[list[Any]] = []
     for item in items:
         row: list[Any] = [item["id"], item["text"]]
         for facts in (item["systems"][name] for name in spoken):
-            row += [facts["errors"], facts["marked"] or "(nothing)"] if heard else []
+            row += [facts["errors"], _heard(facts)] if heard else []
             row.append(ENDINGS[facts["ended"]] if "ended" in facts else None)
         rows.append(row)
-    return Table(columns, rows, "Sort by errors for the worst" if heard else "How each ended", sortable=True)
+    caption = "What was heard of each, and how it ended" if heard else "How each ended"
+    return Table(columns, rows, caption, contest=False, sortable=True)
 
 
-def _remark(facts: dict[str, Any]) -> str:
+def _heard(facts: dict[str, Any], after: str = "") -> Marked | str:
+    """What was heard of an utterance; as plain text in results that hold no marks."""
+    if "marks" in facts:
+        return Marked(facts["marks"], after)
+    return "; ".join(part for part in (facts["marked"] or "(nothing)", after) if part)
+
+
+def _remark(facts: dict[str, Any]) -> Marked | str:
     """What was heard of an utterance, and how it ended, as far as either is known."""
-    parts = [facts["marked"] or "(nothing)"] if "marked" in facts else []
-    return "; ".join([*parts, ENDINGS[facts["ended"]]] if "ended" in facts else parts)
-
-
-def _measure(estimate: dict[str, Any], scale: float = 1.0) -> Measure | Empty:
-    if estimate["value"] is None:
-        return Empty("not measured")
-    low, high = estimate.get("low"), estimate.get("high")
-    if low is None or high is None:
-        return Measure(scale * estimate["value"])
-    return Measure(scale * estimate["value"], scale * low, scale * high)
+    ended = ENDINGS[facts["ended"]] if "ended" in facts else ""
+    return _heard(facts, ended) if "marked" in facts else ended
 
 
 def system_folder(name: str) -> str:
     """The folder of a system's audio."""
     return name.replace(": ", "-").replace(" ", "-").replace("+", "-").lower()
-
-
-def marked(marks: tuple[tuple[str, str, str], ...]) -> str:
-    """What was heard, with its errors marked; marks are those of `tasks.eval.wer.Counts`."""
-    words = []
-    for _, said, heard in marks:
-        if said == heard:
-            words.append(heard)
-        else:
-            words.append(f"[{said} > {heard}]" if said and heard else f"[-{said}]" if said else f"[+{heard}]")
-    return " ".join(words)

@@ -97,7 +97,7 @@ def test_models_on_two_codecs_stand_side_by_side_and_errors_are_marked(
     shown = read_page(text)
     # prompt, recording, and of either model the resynthesis, AR and AR+NAR
     assert len(shown.all("audio")) == page.MOST_TEXTS * 8
-    assert "> one]" in shown.text and "ended by itself" in shown.text
+    assert "heard: one" in shown.text and "ended by itself" in shown.text
     rows = [json.loads(line) for line in (out / "speech" / "lines.jsonl").read_text().splitlines()]
     assert all(row[key] in shown.text for row in rows for key in ("text", "prompt_text"))
 

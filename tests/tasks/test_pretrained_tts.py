@@ -41,7 +41,9 @@ def test_they_speak(tts, write_wav):
 @pytest.mark.skipif(CORPUS is None, reason="XCODEC_LM_CORPUS is not set")
 def test_the_ar_hears_which_digit_was_said_by_a_speaker_it_never_heard(tts):
     """Of ten digits it finds the right one likelier than others for a recording; chance is a tenth."""
-    rows = [clip for clip in read_manifest(Path(str(CORPUS)) / "speech.jsonl") if clip.row.get("speaker") == "fsdd_george"]
+    rows = [
+        clip for clip in read_manifest(Path(str(CORPUS)) / "speech.jsonl") if clip.row.get("speaker") == "fsdd_george"
+    ]
     chosen = [clip for digit in DIGITS for clip in [one for one in rows if one.row["text"] == digit][:3]]
     right = []
     for clip in chosen:

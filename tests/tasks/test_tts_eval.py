@@ -10,8 +10,9 @@ from xcodec_lm.codec.audio import load_audio
 from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.valle_ar import ValleAR
+from xcodec_lm.tasks.report import Marked
 from xcodec_lm.tasks.tts.evaluate import Judges, evaluate_tts, format_tts, untrained
-from xcodec_lm.tasks.tts.page import marked, write_page
+from xcodec_lm.tasks.tts.page import write_page
 from xcodec_lm.tasks.tts.speech import ENDINGS, Pace, Speaking
 from xcodec_lm.tasks.tts.voice import TTS
 
@@ -95,7 +96,7 @@ def test_systems_are_judged_beside_their_anchors(tts, listed, tmp_path):
     text = format_tts(data)
     assert "3 utterances of 3 speaker(s)" in text and "run: AR+NAR - run: resynthesis" in text
     page = write_page(data, listed, out).read_text()
-    assert page.count("<audio") == 3 * 7 and "[-" in page and "one two three" in page
+    assert page.count("<audio") == 3 * 7 and "<del>" in page and "one two three" in page
     assert any(text in page for text in ENDINGS.values())
     assert (out / "run-ar-nar" / "u0.flac").is_file()
 
@@ -138,7 +139,7 @@ def test_rows_without_a_recording_are_refused(tts, tmp_path):
 
 def test_errors_are_marked_in_what_was_heard():
     marks = (("equal", "one", "one"), ("substitute", "two", "too"), ("delete", "three", ""), ("insert", "", "oh"))
-    assert marked(marks) == "one [two > too] [-three] [+oh]"
+    assert Marked(marks).text == "one [two > too] [-three] [+oh]"
 
 
 def test_texts_that_nobody_has_spoken_are_judged_without_a_verdict(tts, listed, tmp_path):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xcodec_lm.tasks.sound.clap import TextAudioEmbedder
 
 FILE = "training_clips.safetensors"
-KEPT = ("id", "source", "licence", "author", "title")
+KEPT = ("id", "source", "licence", "author")
 """What is kept of a manifest row, beside its caption."""
 
 
@@ -84,7 +84,7 @@ def save_neighbours(found: Neighbours, folder: Path) -> None:
     Raises:
         XcodecLMError: the folder cannot be written.
     """
-    header = {"rows": json.dumps(found.rows, ensure_ascii=False), "clap": found.fingerprint}
+    header = {"rows": json.dumps(found.rows, ensure_ascii=False, separators=(",", ":")), "clap": found.fingerprint}
     # A byte each, on a scale of its own for every clip: cosines keep three digits, and a shipped model stays small.
     scaled = found.vectors / found.vectors.abs().amax(dim=1, keepdim=True).clamp_min(1e-9)
     vectors = {"vectors": (127 * scaled).round().to(torch.int8).contiguous()}

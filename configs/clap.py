@@ -144,6 +144,9 @@ class ClapDataConfig:
     """How far frequent labels are drawn down: 0 draws clips evenly, 1 labels."""
     cached_clips: int = 500
     """Decoded clips that stay in memory."""
+    variants: int = 0
+    """Variations of each clip, made once, kept for `cached_clips` of them, and drawn from; 0 varies a clip anew
+    whenever it is drawn, which for a small model takes as long as the rest of a step."""
     eval_clips: int = 300
     """Clips that each validation looks at."""
 
@@ -154,8 +157,8 @@ class ClapDataConfig:
             raise ConfigError("data.split_seed must not be negative, and data.dev_share must lie in (0, 1)")
         if not 0 <= self.balance <= 1:
             raise ConfigError(f"data.balance must lie in [0, 1], got {self.balance}")
-        if self.cached_clips < 0 or self.eval_clips < 1:
-            raise ConfigError("data.cached_clips must not be negative, and data.eval_clips at least 1")
+        if min(self.cached_clips, self.variants) < 0 or self.eval_clips < 1:
+            raise ConfigError("data.cached_clips and data.variants must not be negative, data.eval_clips at least 1")
 
 
 @dataclass(frozen=True)

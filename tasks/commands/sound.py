@@ -35,7 +35,7 @@ def _spelled_out(word: str) -> str:
 
 
 def sound_make(
-    caption: Positional[str | None] = None, /, *, run: str, out: OutFile, audio: Path | None = None,
+    caption: Positional[str | None] = None, /, *, out: OutFile, run: str = "sound-tiny", audio: Path | None = None,
     seconds: float = 10.0, samples: Annotated[int, arg(aliases=("-n",))] = 1, seed: int = 0, cfg: float | None = None,
     codec: str | None = None, clap: str | None = None, may_end: bool = False, temperature: float = 1.0,
     top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, precision: Literal["fp32", "bf16", "int8"] = "fp32",
@@ -45,8 +45,8 @@ def sound_make(
 
     Args:
         caption: what is to be heard, such as "dog barking in the rain"; in place of it --audio.
-        run: run folder of the model, or the name of a shipped one.
         out: folder to write to; a file is named after the caption.
+        run: run folder of the model, or the name of a shipped one.
         audio: a recording that the sounds are to be like.
         seconds: length of each; beyond the model's block its last half is kept and read again behind the condition.
         samples: sounds to make; several are numbered.

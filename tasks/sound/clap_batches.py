@@ -131,6 +131,7 @@ class CaptionedClips:
             [counts[label_of(clip)] ** -config.data.balance if label_of(clip) else 1.0 for clip in clips]
         )
         self._load = lru_cache(maxsize=config.data.cached_clips)(self._read)
+        self._variant = lru_cache(maxsize=config.data.cached_clips * config.data.variants)(self._vary)
 
     def batch(self, step: int) -> Batch:
         """The clips of a step."""
@@ -167,10 +168,11 @@ class CaptionedClips:
         longest = 1.25 * self.window / self.rate  # room for the change of speed
         if clip.duration_s > 2 * longest:
             start = float(torch.rand((), generator=rng)) * (clip.duration_s - longest)
-            wav = load_audio(clip.path, self.rate, start, longest).wav[0]
+            wav = augment(load_audio(clip.path, self.rate, start, longest).wav[0], self.config.augment, rng)
+        elif variants := self.config.data.variants:
+            wav = self._variant(clip.path, clip.id, int(torch.randint(variants, (), generator=rng))).float()
         else:
-            wav = self._load(clip.path)
-        wav = augment(wav, self.config.augment, rng)
+            wav = augment(self._load(clip.path), self.config.augment, rng)
         place = float(torch.rand((), generator=rng))
         if len(wav) > self.window:
             start = int(place * (len(wav) - self.window + 1))
@@ -179,6 +181,10 @@ class CaptionedClips:
 
     def _read(self, path: Path) -> Tensor:
         return load_audio(path, self.rate).wav[0]
+
+    def _vary(self, path: Path, name: str, number: int) -> Tensor:
+        """One of a clip's variations (N,), in half precision to hold many; which it is does not depend on the step."""
+        return augment(self._read(path), self.config.augment, generator(self.seed, "variant", name, number)).half()
 
 
 def mix(first: Tensor, second: Tensor, decibels: float) -> Tensor:

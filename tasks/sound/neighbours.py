@@ -1,6 +1,6 @@
 """The training clips of a text-to-sound model as vectors of its CLAP, so that a page can say which one comes nearest.
 
-FOLDER/training_clips.safetensors    vectors (N, dim) float16; ids, captions and sources in its header
+FOLDER/training_clips.safetensors    vectors (N, dim) int8; ids, captions and sources in its header
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xcodec_lm.tasks.sound.clap import TextAudioEmbedder
 
 FILE = "training_clips.safetensors"
-KEPT = ("id", "source", "licence", "author", "title")
+KEPT = ("id", "source", "licence", "author")
 """What is kept of a manifest row, beside its caption."""
 
 
@@ -84,8 +84,10 @@ def save_neighbours(found: Neighbours, folder: Path) -> None:
     Raises:
         XcodecLMError: the folder cannot be written.
     """
-    header = {"rows": json.dumps(found.rows, ensure_ascii=False), "clap": found.fingerprint}
-    vectors = {"vectors": found.vectors.half().contiguous()}
+    header = {"rows": json.dumps(found.rows, ensure_ascii=False, separators=(",", ":")), "clap": found.fingerprint}
+    # A byte each, on a scale of its own for every clip: cosines keep three digits, and a shipped model stays small.
+    scaled = found.vectors / found.vectors.abs().amax(dim=1, keepdim=True).clamp_min(1e-9)
+    vectors = {"vectors": (127 * scaled).round().to(torch.int8).contiguous()}
     write_files(folder, {FILE: lambda path: save_file(vectors, path, metadata=header)})
 
 

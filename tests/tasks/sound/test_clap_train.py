@@ -148,6 +148,19 @@ def test_batches_are_functions_of_step_and_seed(manifest):
     assert set(plain.captions) <= set(SAY.values()) and plain.captions == plain.names
 
 
+def test_variants_are_made_once_and_drawn_from(manifest):
+    config = config_of(manifest, 1, mix_share=0, mask_share=0)
+    clips = divide(config.data)[0][:1]
+
+    def energies(variants):  # which a shift leaves as it is
+        drawn = CaptionedClips(replace(config, data=replace(config.data, variants=variants)), clips).batch(0).wavs
+        return {round(float(energy), 2) for energy in drawn.square().sum(dim=1)}
+
+    assert len(energies(2)) == 2 < len(energies(0))
+    with pytest.raises(ConfigError, match=r"data\.variants"):
+        ClapDataConfig(variants=-1)
+
+
 @given(st.floats(-20, 20))
 def test_mixed_sounds_differ_by_the_asked_level(decibels):
     rng = torch.Generator().manual_seed(0)

@@ -186,7 +186,7 @@ def test_lower_bounds_only_and_constraints_pin_them():
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, version = line.split("==")
-            pins[name.lower()] = tuple(int(part) for part in version.split("."))
+            pins[name.lower()] = tuple(int(part) for part in version.split(".") if part.isdigit())  # without `post1`
     for item in listed:
         if item.startswith("xcodec-lm["):
             continue

@@ -1,4 +1,4 @@
-"""The shipped speech models: they load offline, name their codec, read their text, and were trained on train rows alone."""
+"""The shipped speech models: they load offline, name their codec, read their text, and saw train rows alone."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from xcodec_lm.tasks.tts import load_tts
 from xcodec_lm.tasks.tts.voice import PRETRAINED
 
 CORPUS = os.environ.get("XCODEC_LM_CORPUS")
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 @pytest.fixture(scope="module")

@@ -231,7 +231,7 @@ def test_table6_draws_clips_of_test_clean(libritts, prepare, monkeypatch):
 
 
 def test_table6_with_another_corpus_in_the_root(librispeech, prepare):
-    with pytest.raises(XcodecLMError, match="holds no test-clean/SPEAKER/CHAPTER/NAME.wav"):
+    with pytest.raises(XcodecLMError, match=r"holds no test-clean/SPEAKER/CHAPTER/NAME\.wav"):
         prepare(6, libritts=librispeech)
 
 

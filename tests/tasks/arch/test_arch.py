@@ -30,6 +30,10 @@ def emovo(tmp_path, arch_tree):
     """Three speakers and two emotions, a low and a high tone of a quarter of a second, a whole number of frames."""
     root = tmp_path / "sets" / "EMOVO"
     arch_tree("emovo", root)
+    for speaker in ("f1", "f2", "m1"):
+        for emotion in ("dis", "gio"):
+            for number in range(17):  # with the tree's three, 20; fewer leave too little to validate on
+                (root / speaker / f"{emotion}-{speaker}-n{number}.wav").touch()
     for path in root.glob("*/*.wav"):
         time = np.arange(SAMPLES) / RATE
         rng = np.random.default_rng(list(path.stem.encode()))
@@ -59,13 +63,13 @@ def test_what_is_in_the_audio_is_found(preset, emovo):
     rows = run_arch([source(), source("noise", noise=1.0, fingerprint="")], [read_set("emovo", emovo)], preset, (0, 1))
     heard, noise = rows
     assert heard["value"] == 100 and heard["metric"] == "accuracy" and heard["classes"] == 2
-    assert (heard["recordings"], heard["units"], heard["unit"], len(heard["by_fold"])) == (18, 3, "speaker", 3)
+    assert (heard["recordings"], heard["units"], heard["unit"], len(heard["by_fold"])) == (120, 3, "speaker", 3)
     assert len(heard["by_seed"]) == 2 and heard["low"] <= heard["value"] <= heard["high"]
     assert 5 < noise["value"] < 95 and noise["chance"] == 50
     assert noise["difference"]["value"] == pytest.approx(100 - noise["value"])
     assert noise["difference"]["verdict"] == "not decidable"  # three speakers
     text = format_arch(rows)
-    assert "emovo: accuracy, 2 classes, 18 recordings, chance 50.0" in text and "the first is" in text
+    assert "emovo: accuracy, 2 classes, 120 recordings, chance 50.0" in text and "the first is" in text
 
 
 def test_padding_is_averaged_in_by_one_preset_only(emovo):
@@ -73,7 +77,7 @@ def test_padding_is_averaged_in_by_one_preset_only(emovo):
     calls = []
     masked, _ = embed(source(calls=calls), data, "masked")
     padded, _ = embed(source(calls=calls), data, "arch")
-    assert set(calls[:18]) == {SAMPLES} and set(calls[18:]) == {5 * RATE}
+    assert set(calls[:120]) == {SAMPLES} and set(calls[120:]) == {5 * RATE}
     silence = torch.log(torch.tensor(1e-3))
     share = SAMPLES / (5 * RATE)
     torch.testing.assert_close(padded["spectra"], share * masked["spectra"] + (1 - share) * silence, rtol=0, atol=1e-3)
@@ -84,9 +88,9 @@ def test_vectors_are_kept_until_something_changes(emovo, tmp_path):
     made = source(calls=calls)
     first, _ = embed(made, read_set("emovo", emovo), "masked", tmp_path / "kept")
     again, _ = embed(made, read_set("emovo", emovo), "masked", tmp_path / "kept")
-    assert len(calls) == 18 and torch.equal(first["spectra"], again["spectra"])
+    assert len(calls) == 120 and torch.equal(first["spectra"], again["spectra"])
     embed(source(calls=calls, fingerprint="e" * 64), read_set("emovo", emovo), "masked", tmp_path / "kept")
-    assert len(calls) == 36
+    assert len(calls) == 240
 
 
 def test_broken_files_are_counted_and_the_rest_stays_in_place(emovo, tmp_path):
@@ -96,7 +100,7 @@ def test_broken_files_are_counted_and_the_rest_stays_in_place(emovo, tmp_path):
         vectors, failed = embed(source(), data, "masked", tmp_path / "kept")
         assert list(failed) == ["f1/dis-f1-b1.wav"] and torch.isnan(vectors["spectra"]).any(dim=1).sum() == 1
     (row,) = run_arch([source()], [data], "masked", (0,))
-    assert row["recordings"] == 17 and row["failed_ids"] == ["f1/dis-f1-b1.wav"] and row["value"] == 100
+    assert row["recordings"] == 119 and row["failed_ids"] == ["f1/dis-f1-b1.wav"] and row["value"] == 100
     for path in emovo.glob("*/*.wav"):
         path.write_bytes(b"")
     with pytest.raises(XcodecLMError, match="no recording can be read"):

@@ -7,8 +7,8 @@ Run once for each, in an environment of its own; each run adds its scores to `ab
     b/bin/python make_abx.py libriabx
 
 The second has Libri-light's own code, which leaves out the last frame of every item; the first does so on request.
-Libri-light's imports torchaudio, vdataset and progressbar without using them here; where they do not load, empty
-modules of these names will do (so were the scores made, with torch 2.13).
+Libri-light's imports torchaudio, vdataset and progressbar, unused here; where they do not load, empty modules
+of these names will do (so were the scores made, with torch 2.13).
 """
 
 import json

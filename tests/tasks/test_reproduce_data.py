@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from xcodec_lm.configs.errors import XcodecLMError
-from xcodec_lm.tasks.reproduce import reconstruction
+from xcodec_lm.configs.errors import UsageError, XcodecLMError
+from xcodec_lm.tasks.reproduce import arch_probing, reconstruction
 from xcodec_lm.tasks.reproduce.lists import read_lines
 from xcodec_lm.tasks.reproduce.settings import Settings
 from xcodec_lm.tasks.reproduce.tables import reproduce
@@ -184,7 +184,9 @@ def test_table5_locks_the_splits_of_the_data_sets_that_are_there(arch_tree_at, p
     assert list(facts["roots"]) == ["esc50"] and len(facts["absent"]) == 11
     assert "11 of 12 data sets are not there" in capsys.readouterr().err
     with pytest.raises(XcodecLMError, match="lacks emovo"):
-        prepare(5, arch_root=root, datasets=("emovo",))
+        arch_probing.find_roots(Settings(arch_root=root, datasets=("emovo",)))
+    with pytest.raises(UsageError, match="'esc51' is none of ARCH's"):
+        arch_probing.find_roots(Settings(arch_root=root, datasets=("esc51",)))
 
 
 @pytest.fixture

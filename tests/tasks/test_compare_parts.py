@@ -108,13 +108,13 @@ def test_rows_and_steps_are_of_equal_seconds(spec):
 
 
 def test_speech_keeps_its_room_for_text():
-    config = configs.load("tts/tiny", TTSTrainConfig)  # 768 positions: 700 for 28 s in twos, 68 for text
-    same, _ = equal_tts(config, SPEC, 28.0)
+    config = configs.load("tts/tiny", TTSTrainConfig)  # 512 positions: 450 for 18 s in twos, 62 for text
+    same, _ = equal_tts(config, SPEC, 18.0)
     assert same == config
-    fast, seconds = equal_tts(config, FAST, 28.0)
-    assert fast.model.block - 68 == 28 * 75 / 2
-    assert fast.data.batch_codes // fast.model.block == seconds.rows == 4
-    lone, _ = equal_tts(config, LONE, 28.0)
+    fast, seconds = equal_tts(config, FAST, 18.0)
+    assert fast.model.block - 62 == 18 * 75 / 2
+    assert fast.data.batch_codes // fast.model.block == seconds.rows == 6
+    lone, _ = equal_tts(config, LONE, 18.0)
     assert (lone.model.n_q, lone.model.codebook_size, lone.stage) == (1, 4096, "ar")
     with pytest.raises(XcodecLMError, match="does not hold 40 s"):
         equal_tts(config, SPEC, 40.0)

@@ -28,7 +28,7 @@ from xcodec_lm.tasks.sound.training import train
 
 RATE = 16_000
 SIZES = [
-    "--model.layers", 1, "--model.heads", 2, "--model.dim", 16, "--model.mlp-dim", 32, "--model.block", 160,
+    "--model.layout.name", "flatten", "--model.layers", 1, "--model.heads", 2, "--model.dim", 16, "--model.mlp-dim", 32, "--model.block", 160,
     "--data.batch-codes", 320, "--data.micro-batch-codes", 320, "--data.eval-batches", 1, "--optim.warmup-steps", 1,
     "--run.log-every", 1, "--run.eval-every", 2, "--run.save-every", 1, "--device", "cpu",
 ]  # fmt: skip

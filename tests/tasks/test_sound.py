@@ -28,7 +28,8 @@ from xcodec_lm.tasks.sound.training import train
 
 RATE = 16_000
 SIZES = [
-    "--model.layout.name", "flatten", "--model.layers", 1, "--model.heads", 2, "--model.dim", 16, "--model.mlp-dim", 32, "--model.block", 160,
+    "--model.layout.name", "flatten",
+    "--model.layers", 1, "--model.heads", 2, "--model.dim", 16, "--model.mlp-dim", 32, "--model.block", 160,
     "--data.batch-codes", 320, "--data.micro-batch-codes", 320, "--data.eval-batches", 1, "--optim.warmup-steps", 1,
     "--run.log-every", 1, "--run.eval-every", 2, "--run.save-every", 1, "--device", "cpu",
 ]  # fmt: skip
@@ -273,9 +274,9 @@ def test_a_clap_in_a_folder_moves_with_the_run(cli, run, tmp_path):
 
 def test_guidance_1_is_no_guidance_and_sounds_do_not_depend_on_company(run):
     sound = load_sound(run)
-    plain, guided = (sound.make(["a low tone"], 0.4, 3, guidance) for guidance in (1.0, 3.0))
+    plain, guided = (sound.make(["a low tone"], 0.4, 3, guidance) for guidance in (1.0, 60.0))  # hardly trained
     assert not torch.equal(plain.tokens[0].codes, guided.tokens[0].codes)
-    company = sound.make(["a high tone", "a low tone"], 0.4, 3, 3.0, Sampling(), samples=2)
+    company = sound.make(["a high tone", "a low tone"], 0.4, 3, 60.0, Sampling(), samples=2)
     assert company.conditions == [0, 0, 1, 1]
     assert torch.equal(company.tokens[2].codes, guided.tokens[0].codes)
     assert torch.equal(company.wavs[2], guided.wavs[0])

@@ -14,7 +14,7 @@ from xcodec_lm.codec.evaluate import evaluate
 from xcodec_lm.codec.tokens import AudioTokens, Features, FrameFeatures, TokenSpec
 from xcodec_lm.configs.errors import UsageError, XcodecLMError
 from xcodec_lm.tasks.commands.codec_eval import codec_eval
-from xcodec_lm.tasks.eval import codec_compare, probe, reconstruction, signal
+from xcodec_lm.tasks.eval import codec_compare, codec_features, probe, reconstruction, signal
 from xcodec_lm.tasks.eval.abx_items import Item, ItemError
 from xcodec_lm.tasks.eval.codec_compare import compare, discriminability, encoding
 from xcodec_lm.tasks.eval.codec_features import FeatureKey, collect, feature_keys
@@ -116,7 +116,7 @@ def quick():
         patch.setattr(probe, "ITERATIONS", 5)
         patch.setattr(probe, "PENALTIES", (0.1,))
         patch.setattr(signal, "missing_libraries", lambda: ("pystoi", "pesq"))
-        # The codes of `Levels` come 4,000 times a second, too many to warp; `test_abx` compares codes.
+        # The codes of `Levels` come 4,000 times a second, too many to warp; `Levels(hop=20)` has fewer.
         patch.setattr(codec_compare, "code_keys", lambda n_qs: [])
         yield
 
@@ -349,3 +349,15 @@ def test_command_refuses_what_it_cannot_do(corpus, twin_folder, tmp_path):
         codec_eval(str(twin_folder), tuple(corpus), items=tmp_path / "a.item")
     with pytest.raises(XcodecLMError, match="no row has split: dev"):
         codec_eval(str(twin_folder), tuple(corpus), split="dev", device="cpu")
+
+
+def test_words_are_discriminated_by_their_codes_alone(corpus):
+    """At 800 codes a second; the warping of 4,000 a second would take minutes."""
+    (domain,) = reconstruction.read_domains(corpus[:1], None)
+    rows = discriminability({"codec": Levels(hop=20)}, domain.clips, codec_features.code_keys([1, 4]), None)
+    assert [(row["mode"], row["feature"], row["n_q"]) for row in rows] == [
+        (mode, "codes", n_q) for n_q in (1, 4) for mode in ("within", "across")
+    ]
+    assert all(row["items"] == 33 for row in rows)
+    coarse = {row["mode"]: row["codec"]["value"] for row in rows if row["n_q"] == 1}
+    assert coarse["within"] < 10 and coarse["across"] < 10  # chance is 50

@@ -51,6 +51,10 @@ class ValleConfig:
     """Positions of the AR model that a unit of text takes. At the steps that a unit usually lasts, text and speech have
     like positions where they belong together, and a small model follows the text sooner (docs/tts.md). 0, for training
     alone, measures it in the training data."""
+    text_over_speech: bool = False
+    """Let every text stand at the AR positions of its own speech. Training spreads it over the utterance, drawn
+    somewhat longer or shorter; decoding spreads the prompt's text over the prompt and goes on at about its pace.
+    `text_pace` is then that of speech without a prompt's text."""
     recompute: bool = False
     """Gradient checkpointing: keep no activations of the blocks, compute them again in the backward pass."""
 

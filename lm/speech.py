@@ -27,6 +27,8 @@ BUFFER = 128
 """Utterances among which the packer chooses."""
 HIDDEN_RUN = 20
 """Mean length of what the AR is not shown at once, in frames."""
+PACE_SPREAD = 0.15
+"""Deviation of the logarithm of the pace at which texts are laid over their speech: decoding has to guess it."""
 NO_TEXT = 0
 """Id in the place of every unit of a text that is not shown: that of padding, which no text has."""
 Encode = Callable[[str], Sequence[int]]
@@ -41,7 +43,7 @@ class SpeechExample:
         inputs: (L, W) ids of the text in slot 0; then those that the AR reads, or all codes (L, Q) for the NAR.
         targets: (L, W') what is predicted; `IGNORED` where nothing is.
         rows: (L, W') of what the target is, see `lm.examples.Example`; for the NAR the book, counted from the second.
-        places: (L,) position within the text, or the frames.
+        places: (L,) position within the text, or the frames; fp32 where the text stands over its speech.
         text: (L,) whether a position is text.
         stage: (L,) book that the NAR predicts, from 1; 0 for the AR.
         given: (L,) frames of which the NAR reads all books.
@@ -81,7 +83,22 @@ class SpeechBatch:
         return SpeechBatch(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
 
 
-def ar_example(layout: Layout, text: Sequence[int], codes: np.ndarray, ends: bool = True) -> SpeechExample:
+def text_places(parts: Sequence[tuple[int, float]]) -> Tensor:
+    """Where the units of a text stand among the steps of its speech: (units + 2,) fp32, its begin and end included.
+
+    Args:
+        parts: (units, steps) of stretches behind each other; each spreads its units evenly over its steps.
+    """
+    places, start = [torch.zeros(1)], 0.0
+    for units, steps in parts:
+        places.append(start + (torch.arange(units) + 0.5) * (steps / max(1, units)))
+        start += steps
+    return torch.cat([*places, torch.tensor([start])])
+
+
+def ar_example(
+    layout: Layout, text: Sequence[int], codes: np.ndarray, ends: bool = True, places: Tensor | None = None
+) -> SpeechExample:
     """A document of the AR: text, bos and codes are read, codes and eos predicted.
 
     Args:
@@ -89,6 +106,7 @@ def ar_example(layout: Layout, text: Sequence[int], codes: np.ndarray, ends: boo
         text: (S,) ids.
         codes: (MQ, T).
         ends: whether the speech ends with them.
+        places: (S,) of the text, see `text_places`; None counts.
     """
     speech = make_example(layout, codes, ends)
     ids, count, width = torch.tensor(list(text)), len(text), layout.width
@@ -100,7 +118,7 @@ def ar_example(layout: Layout, text: Sequence[int], codes: np.ndarray, ends: boo
         torch.cat([front, speech.inputs]),
         torch.cat([torch.full_like(front, IGNORED), speech.targets]),
         torch.cat([nothing, speech.rows]),
-        torch.cat([torch.arange(count), torch.arange(len(speech))]),
+        torch.cat([torch.arange(count) if places is None else places, torch.arange(len(speech))]),
         torch.arange(total) < count,
         torch.zeros(total, dtype=torch.int64),
         torch.zeros(total, dtype=torch.bool),
@@ -211,6 +229,7 @@ class Utterances:
         block: positions of a row.
         data: lengths, prompts, packing.
         seed: of all draws.
+        over_speech: whether texts stand at the positions of their speech, see `ValleConfig.text_over_speech`.
 
     Attributes:
         left_out: why recordings are not used -> ids of those; they are counted, not lost from sight.
@@ -218,10 +237,10 @@ class Utterances:
 
     def __init__(
         self, store: TokenStore | JoinedStore, split: str, encode: Encode, layout: Layout, stage: Stage, n_q: int,
-        block: int, data: SpeechDataConfig, seed: int,
+        block: int, data: SpeechDataConfig, seed: int, over_speech: bool = False,
     ):  # fmt: skip
         self.store, self.layout, self.stage, self.n_q = store, layout, stage, n_q
-        self.capacity, self.data, self.seed = block, data, seed
+        self.capacity, self.data, self.seed, self.over_speech = block, data, seed, over_speech
         self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(encode(text)))
         self.prompt_frames = max(1, round(data.prompt_s * store.spec.frame_rate))
         self.left_out: dict[str, list[str]] = {}
@@ -361,10 +380,20 @@ class Utterances:
         without = place.position >= 0 and derive_seed(self.seed, "no-text", place.position) < self.data.no_text * 2**63
         return [NO_TEXT] * len(text) if without else text
 
+    def _text_places(self, place: _Place, units: int) -> Tensor:
+        """Of a text of so many units: each utterance's over its steps, the last one's at a pace that is drawn."""
+        steps = [float(self.lengths[slot]) / self.layout.width for slot in place.slots]
+        if place.position >= 0:
+            drawn = torch.randn((), generator=generator(self.seed, "pace", place.position))
+            steps[-1] *= math.exp(PACE_SPREAD * float(drawn))
+        before = [min(units, len(self.encode(self.texts[slot])) - 2) for slot in place.slots[:-1]]
+        return text_places(list(zip([*before, units - sum(before)], steps, strict=True)))
+
     def _make(self, place: _Place) -> SpeechExample:
         text, codes = self.content(place.slots)
         if self.stage == "ar":
-            example = ar_example(self.layout, self._shown(text, place), codes)
+            places = self._text_places(place, len(text) - 2) if self.over_speech else None
+            example = ar_example(self.layout, self._shown(text, place), codes, places=places)
             if self.data.hidden and place.position >= 0:
                 rng = generator(self.seed, "hidden", place.position)
                 share = self.data.hidden * float(torch.rand((), generator=rng))

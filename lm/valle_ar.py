@@ -28,7 +28,7 @@ from xcodec_lm.lm.examples import cell_nats, known_steps
 from xcodec_lm.lm.layouts import Layout, layout_from
 from xcodec_lm.lm.speech import ar_example, speech_batch
 from xcodec_lm.lm.valle_blocks import Positions, init_weights, prefix_mask
-from xcodec_lm.lm.valle_chain import GroupChain
+from xcodec_lm.lm.valle_chain import GroupChain, frame_rows
 from xcodec_lm.lm.valle_model import ValleModel
 
 
@@ -51,7 +51,7 @@ class ValleAR(ValleModel):
         self.audio = nn.Embedding(config.codebook_size + SPECIALS, config.dim)  # one for all frames of a group
         self.join = nn.Linear(config.group * config.dim, config.dim, bias=False) if config.group > 1 else None
         self.text_positions, self.audio_positions = Positions(config.dim), Positions(config.dim)
-        self.inner = GroupChain(config.dim, self.vocab_size) if config.chain else None
+        self.inner = GroupChain(self.audio, config) if config.chain else None
         self.head = None if config.chain else nn.Linear(config.dim, self.vocab_size, bias=False)
         init_weights(self, config.layers)
 
@@ -67,8 +67,12 @@ class ValleAR(ValleModel):
             self.audio.weight,
         )
 
-    def text_prefix(self, ids: Tensor) -> Tensor:
+    def text_prefix(self, ids: Tensor, places: Tensor | None = None) -> Tensor:
         """A text as the engine and `hidden` take it: ids (B, S) -> vectors (B, S, D) with positions.
+
+        Args:
+            ids: of the text.
+            places: (S,) steps at which it stands, see `speech.text_places`; None is `text_pace` steps a unit.
 
         Raises:
             TokenError: ids that the model does not have, or more than leave room for audio.
@@ -79,16 +83,15 @@ class ValleAR(ValleModel):
                 f"a text of {ids.shape[1]} ids leaves no room for audio in the {self.positions} positions of the model",
                 "split the text into sentences",
             )
-        places = torch.arange(ids.shape[1], device=ids.device)
-        return self.drop(self.embed_text(ids) + self.text_positions(places * self.config.text_pace))
+        if places is None:
+            places = torch.arange(ids.shape[1], device=ids.device) * self.config.text_pace
+        return self.drop(self.embed_text(ids) + self.text_positions(places.to(ids.device)))
 
     def embed_audio(self, ids: Tensor) -> Tensor:
         """Ids of audio (B, L, W), or (B, L) where a step is one id, -> (B, L, D), without positions."""
-        group, size = self.config.group, self.config.codebook_size
         if self.join is None:
             return F.embedding(ids[..., 0] if ids.dim() == 3 else ids, self.audio.weight) * self.scale
-        # The same code is the same row wherever it stands in the group; specials stand behind.
-        rows = torch.where(ids < group * size, ids % size, ids - (group - 1) * size)
+        rows = frame_rows(ids, self.config)
         return self.join(F.embedding(rows, self.audio.weight).flatten(2) * self.scale)
 
     def hidden(
@@ -140,13 +143,14 @@ class ValleAR(ValleModel):
         Args:
             ids: (B, L, W) int64; where there is text, the first of W is its id, the others are not read.
             text: (B, L) bool, whether a position holds text.
-            places: (B, L) int64, counted from 0 in each text, and from 0 in each audio.
+            places: (B, L) counted from 0 in each audio, and in each text, unless that stands over its speech.
             mask: (B, 1, L, L) of `valle_blocks.prefix_mask`.
 
         Returns:
             (B, L, D); of positions of audio `logits` or `slot_logits` give what follows.
         """
-        words = self.embed_text(torch.where(text, ids[..., 0], 0)) + self.text_positions(places * self.config.text_pace)
+        pace = 1 if self.config.text_over_speech else self.config.text_pace
+        words = self.embed_text(torch.where(text, ids[..., 0], 0)) + self.text_positions(places * pace)
         sounds = self.embed_audio(ids.masked_fill(text[..., None], 0)) + self.audio_positions(places)
         return self.trunk(self.drop(torch.where(text[..., None], words, sounds)), mask=mask)
 
@@ -164,7 +168,9 @@ class ValleAR(ValleModel):
         logits = self.logits(hidden)
         return [logits] if layout.flat else [logits[..., layout.slot_ids(slot)] for slot in range(layout.width)]
 
-    def spoken_nats(self, layout: Layout, text: Sequence[int], codes: np.ndarray, ended: bool) -> tuple[Tensor, Tensor]:
+    def spoken_nats(
+        self, layout: Layout, text: Sequence[int], codes: np.ndarray, ended: bool, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What every code of an utterance costs, and its end.
 
         Args:
@@ -172,11 +178,14 @@ class ValleAR(ValleModel):
             text: (S,) ids.
             codes: (MQ, T).
             ended: whether eos follows.
+            places: (S,) of the text, as `text_prefix` takes them, of a model with `text_over_speech`.
 
         Returns:
             (L, W) nats of the steps of speech, and (L, W) rows of what they are of, see `lm.examples.Example`.
         """
-        batch = speech_batch([[ar_example(layout, text, codes, ended)]]).to(self.device)
+        if places is None and self.config.text_over_speech:
+            places = torch.arange(len(text)) * self.config.text_pace
+        batch = speech_batch([[ar_example(layout, text, codes, ended, places)]]).to(self.device)
         hidden = self.read_rows(batch.inputs, batch.text, batch.places, prefix_mask(batch.document, batch.text))
         nats = cell_nats(layout, self.slot_logits(hidden, layout, known_steps(layout, batch.targets)), batch.targets)
         return nats[0, len(text) :].cpu(), batch.rows[0, len(text) :].cpu()

@@ -156,7 +156,9 @@ def make_trainer(
     model, data = config.model, config.data
     layout = ar_layout(model, store.spec)
     parts = [
-        Utterances(store, split, encode, layout, stage, model.n_q, model.block, data, config.run.seed)
+        Utterances(
+            store, split, encode, layout, stage, model.n_q, model.block, data, config.run.seed, model.text_over_speech
+        )
         for split in ("train", "dev")
     ]
     if not len(parts[0]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from xcodec_lm.lm.engine import Engine
 from xcodec_lm.lm.layouts import FILLER, Layout
 from xcodec_lm.lm.llama import SpeechLlama
 from xcodec_lm.lm.requests import Made, Request
-from xcodec_lm.lm.speech import NO_TEXT
+from xcodec_lm.lm.speech import NO_TEXT, text_places
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.tasks.tts.speech import Ending, Pace, Prompt, Rank, Sentence, Speaking
 
+PROMPT_PACE = 0.5
+"""How far the pace of a prompt counts against the usual one, as an exponent."""
 LOOP_S = 2.0
 """A draft that repeats itself for so long has fallen into a loop."""
 Speaker = ValleAR | SpeechLlama
@@ -142,15 +145,33 @@ def request_of(ar: Speaker, task: Task, pace: Pace, speaking: Speaking, seed: in
         XcodecLMError: the text does not fit the model.
     """
     ids = torch.tensor([list(task.ids)], device=ar.device)
+    read = ar.text_prefix if isinstance(ar, SpeechLlama) else partial(ar.text_prefix, places=places_of(ar, task))
     with torch.inference_mode():
-        prefix = ar.text_prefix(ids)[0]
-        unguided = ar.text_prefix(torch.full_like(ids, NO_TEXT))[0] if speaking.sampling.cfg_scale != 1 else None
+        prefix = read(ids)[0]
+        unguided = read(torch.full_like(ids, NO_TEXT))[0] if speaking.sampling.cfg_scale != 1 else None
     frames = max(1, most_frames(pace, task.units) - task.begun)
     least = min(max(0, least_frames(pace, task.units) - task.begun), frames)
     codes = None if task.prompt is None else task.prompt.codes
     return Request(
         frames, codes, speaking.sampling, seed, may_end=True, min_frames=least, prefix=prefix, negative=unguided
     )
+
+
+def places_of(ar: ValleAR, task: Task) -> Tensor | None:
+    """Where a task's text stands, (S,) in steps, if the model's texts stand over their speech.
+
+    The prompt's text stands over the prompt, the sentence behind it. Its pace is between the prompt's and the usual
+    one: few words of a prompt say little about the pace of others.
+    """
+    if not ar.config.text_over_speech:
+        return None
+    usual, units, own = ar.config.text_pace, len(task.ids) - 2, task.units - 2
+    steps = 0.0 if task.prompt is None else task.prompt.codes.shape[1] / ar.config.group
+    said = units - own  # units of the prompt's text
+    if task.begun:
+        return text_places([(units, max(units * usual, steps))])
+    pace = usual if not said or not steps else usual * (steps / said / usual) ** PROMPT_PACE
+    return text_places([(said, steps), (own, own * pace)])
 
 
 def judge(
@@ -181,7 +202,8 @@ def score(ar: Speaker, layout: Layout, task: Task, codes: Tensor, ended: bool) -
     """
     given = 0 if task.prompt is None else task.prompt.codes.shape[1]
     whole = codes if task.prompt is None else torch.cat([task.prompt.codes[list(layout.books)], codes], dim=1)
-    nats, rows = ar.spoken_nats(layout, task.ids, whole.numpy(), ended)
+    read = ar.spoken_nats if isinstance(ar, SpeechLlama) else partial(ar.spoken_nats, places=places_of(ar, task))
+    nats, rows = read(layout, task.ids, whole.numpy(), ended)
     begin = given * len(layout.books) if layout.flat else given // layout.width
     mine = (rows != FILLER) & (torch.arange(len(rows)) >= begin)[:, None]
     return -float(nats[mine].mean()) if bool(mine.any()) else -math.inf

@@ -1,5 +1,6 @@
 """Utterances as examples, and AR and NAR trained on them: what is read, what is predicted, exact resume, learning."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter, TokenStore
-from xcodec_lm.lm.speech import HIDDEN_RUN, NO_TEXT, Utterances, ar_example, hide, nar_example
+from xcodec_lm.lm.speech import HIDDEN_RUN, NO_TEXT, PACE_SPREAD, Utterances, ar_example, hide, nar_example, text_places
 from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
 from xcodec_lm.lm.valle_nar import ValleNAR, refine
 from xcodec_lm.lm.valle_train import describe, summary, train_stage
@@ -81,10 +82,10 @@ def rows_of(folder):
     return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in read_metrics(folder)]
 
 
-def utterances(folder, stage, split="train", block=128, **data):
+def utterances(folder, stage, split="train", block=128, over_speech=False, **data):
     settings = SpeechDataConfig(tokens=(str(folder),), batch_codes=512, min_s=0.01, **data)
     store = TokenStore.open(folder)
-    return Utterances(store, split, encode, ar_layout(MODEL, SPEC), stage, BOOKS, block, settings, seed=0)
+    return Utterances(store, split, encode, ar_layout(MODEL, SPEC), stage, BOOKS, block, settings, 0, over_speech)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,35 @@ def test_the_ar_reads_text_bos_and_codes_and_predicts_codes_and_eos():
     assert example.targets[:, 0].tolist() == [IGNORED] * 4 + [*codes[0].tolist(), eos]
     assert example.text.tolist() == [True] * 4 + [False] * 7
     assert example.places.tolist() == [*range(4), *range(7)]
+
+
+def test_units_stand_evenly_over_the_steps_of_their_own_stretch():
+    assert text_places([(2, 8.0), (4, 6.0)]).tolist() == [0, 2, 6, 8.75, 10.25, 11.75, 13.25, 14]
+    assert text_places([(0, 5.0), (1, 2.0)]).tolist() == [0, 6, 7]  # speech without its text in front
+    assert text_places([(0, 0.0), (0, 0.0)]).tolist() == [0, 0]
+
+
+def test_texts_stand_over_their_speech_in_training_at_a_pace_that_is_drawn(store):
+    data = utterances(store, "ar", over_speech=True, join=0.5)
+    stretched = []
+    for position in range(400):
+        place, batch = data.place(position), data.batch([[position]])
+        lengths = [int(data.lengths[slot]) for slot in place.slots]
+        assert batch.places[0, ~batch.text[0]].tolist() == list(range(sum(lengths) + 1))
+        places = batch.places[0, batch.text[0]]
+        assert (places.diff() > 0).all() and places[0] == 0
+        begun = sum(lengths[:-1])  # the first of two stands exactly over its own speech
+        units = len(encode(data.texts[place.slots[0]])) - 2
+        if begun:
+            assert places[1 : units + 1].tolist() == pytest.approx(
+                [(unit + 0.5) * begun / units for unit in range(units)]
+            ) and (places[units + 1] > begun)
+        stretched.append(math.log((float(places[-1]) - begun) / lengths[-1]))
+        assert torch.equal(data.batch([[position]]).places, batch.places)
+    assert np.std(stretched) == pytest.approx(PACE_SPREAD, rel=0.15) and abs(np.mean(stretched)) < 0.03
+    for slot in range(len(data)):  # dev and decoding by hand: exactly over the speech
+        batch = data.fixed_batch([slot])
+        assert float(batch.places[0, batch.text[0]][-1]) == pytest.approx(int(data.lengths[slot]))
 
 
 @pytest.mark.parametrize("group", [1, 2])

@@ -15,6 +15,7 @@ from xcodec_lm.lm.layouts import END, Layout
 from xcodec_lm.lm.precision import in_precision
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling, draw, row_noise
+from xcodec_lm.lm.speech import text_places
 from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
 from xcodec_lm.lm.valle_blocks import prefix_mask
 
@@ -221,6 +222,25 @@ def test_a_ragged_batch_gives_what_each_gives_alone(group, chain, graph, samplin
         codes, ended = reference(model, layout, words, prompt, frames, sampling, seed, may_end=True)
         assert torch.equal(one.codes, codes) and one.ended == ended
     assert len({code for one in together for code in one.codes[0].tolist()}) > 6
+
+
+@groups
+def test_a_text_over_its_speech_is_read_alike_packed_decoded_and_judged(group):
+    """The places of a text are steps of speech, wherever it is read; `text_pace` then counts where none are given."""
+    model, layout = make(group, std=0.3, text_over_speech=True, text_pace=2.5)
+    words, codes = text_of(6), codes_of(4 * group)
+    places = text_places([(1, 2.0), (3, 7.5)])
+    nats, _ = model.spoken_nats(layout, words.tolist(), codes.numpy(), True, places)
+    with torch.no_grad():
+        ids = flat(layout, inputs_of(layout, codes, end=True))[None]
+        hidden = model.hidden(ids, prefix=model.text_prefix(words[None], places))[:, 6:]
+        targets = make_example(layout, codes, True).targets[None]
+        known = known_steps(layout, targets)
+        expected = cell_nats(layout, model.slot_logits(hidden, layout, known), targets)
+    torch.testing.assert_close(nats, expected[0], atol=1e-4, rtol=1e-4)
+    usual, _ = model.spoken_nats(layout, words.tolist(), codes.numpy(), True)
+    counted, _ = model.spoken_nats(layout, words.tolist(), codes.numpy(), True, torch.arange(6) * 2.5)
+    assert torch.equal(usual, counted) and not torch.allclose(usual, nats, atol=1e-3)
 
 
 @groups

@@ -29,6 +29,9 @@ class SoundDataConfig(LMDataConfig):
     text_share: float = 0.5
     """Share of training examples that are conditioned on a caption; the others are on the sound itself. A sound that
     has only one of both is always conditioned on that one, if its share is not 0."""
+    hidden: float = 0.0
+    """Largest share of a stretch's codes that the model is not shown, in runs, though it predicts them; the share is
+    drawn for each stretch. What it cannot go on with, it has to take from the condition."""
     cache: str = ""
     """Folder of the embeddings; empty for clap-cache/ in the first token store."""
 
@@ -36,6 +39,8 @@ class SoundDataConfig(LMDataConfig):
         super().__post_init__()
         if not 0 <= self.text_share <= 1:
             raise ConfigError(f"data.text_share must lie in [0, 1], got {self.text_share}")
+        if not 0 <= self.hidden < 1:
+            raise ConfigError(f"data.hidden must lie in [0, 1), got {self.hidden}")
         if self.manifests and len(self.tokens) > 1:
             raise ConfigError(
                 f"data.manifests are tokenized into one store, but data.tokens names {len(self.tokens)}",

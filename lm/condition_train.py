@@ -14,10 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcodec_lm.codec.runtime.order import generator
 from xcodec_lm.codec.runtime.run import Run
 from xcodec_lm.configs.errors import XcodecLMError
 from xcodec_lm.lm.conditioning import ConditionedGPT, Conditions
-from xcodec_lm.lm.examples import IGNORED, Batch, Example, cell_nats, code_bits, make_batch, make_example
+from xcodec_lm.lm.examples import (
+    HIDDEN_RUN,
+    IGNORED,
+    Batch,
+    Example,
+    cell_nats,
+    code_bits,
+    hide_steps,
+    make_batch,
+    make_example,
+)  # fmt: skip
 from xcodec_lm.lm.layouts import FILLER, Layout, layout_from
 from xcodec_lm.lm.objective import Cells, Material
 from xcodec_lm.lm.shards import JoinedStore, TokenStore
@@ -86,6 +97,7 @@ class ConditionedStretches(Stretches):
         conditions: of the recordings of the store; those without any are left out.
         prefix: P, positions of a prefix.
         pack: put several stretches into a row.
+        hidden: largest share of the codes that are not shown, see `SoundDataConfig.hidden`.
 
     Attributes:
         left_out: ids of recordings that have nothing to be conditioned on.
@@ -93,10 +105,10 @@ class ConditionedStretches(Stretches):
 
     def __init__(
         self, store: TokenStore | JoinedStore, split: str, layout: Layout, block: int, seed: int,
-        conditions: Conditions, prefix: int, pack: bool = True,
+        conditions: Conditions, prefix: int, pack: bool = True, hidden: float = 0.0,
     ):  # fmt: skip
         super().__init__(store, split, layout, block, seed, pack)
-        self.conditions, self.prefix = conditions, prefix
+        self.conditions, self.prefix, self.hidden = conditions, prefix, hidden
         self.capacity += prefix
         known = np.array([conditions.has(int(recording)) for recording in self.slots], dtype=bool)
         missing = dict.fromkeys(self.slots[~known].tolist())
@@ -109,6 +121,18 @@ class ConditionedStretches(Stretches):
     def _make(self, document: int, start: int, frames: int, ends: bool) -> Example:
         codes = np.ascontiguousarray(self.store.codes(document)[start : start + frames].T)  # (MQ, T)
         return behind_prefix(self.layout, codes, ends, self.prefix)
+
+    def example(self, position: int) -> Example:
+        """See `Stretches.example`; a share of its codes, drawn for each, is not shown."""
+        example, layout = super().example(position), self.layout
+        rng = generator(self.seed, "hidden", position)
+        share = self.hidden * float(torch.rand((), generator=rng))
+        if not share:
+            return example
+        run = max(1, round(HIDDEN_RUN * len(example) / self.place(position)[2]))  # steps
+        first = self.prefix + layout.lead
+        inputs = hide_steps(example.inputs, first, run, share, layout.vocabulary.pad or 0, rng)
+        return replace(example, inputs=inputs)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> ConditionedBatch:
         """Rows of positions as a batch."""
@@ -200,7 +224,8 @@ def make_trainer(
     """
     layout = layout_from(config.model.layout, store.spec)
     block, seed, prefix = config.model.block, config.run.seed, config.condition.tokens
-    train = ConditionedStretches(store, "train", layout, block, seed, conditions, prefix, config.data.pack)
+    data = config.data
+    train = ConditionedStretches(store, "train", layout, block, seed, conditions, prefix, data.pack, data.hidden)
     dev = ConditionedStretches(store, "dev", layout, block, seed, conditions, prefix)
     if not len(train):
         raise XcodecLMError(

@@ -7,6 +7,7 @@ count positions from 0 each (`places`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from xcodec_lm.lm.layouts import FILLER, Layout
 
 IGNORED = -100
 """Target that no loss counts; the default `ignore_index` of PyTorch's cross entropy."""
+HIDDEN_RUN = 20
+"""Mean length of what a model is not shown at once in training, in frames."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,30 @@ def make_example(layout: Layout, codes: np.ndarray | Tensor, ends: bool) -> Exam
     first = torch.full((1, layout.width), layout.vocabulary.pad or 0)
     first[0, 0] = layout.vocabulary.bos or 0
     return Example(torch.cat([first, ids[:-1]]), targets, rows, times)
+
+
+def hide_steps(inputs: Tensor, first: int, run: int, share: float, pad: int, rng: torch.Generator) -> Tensor:
+    """Ids that a model reads, some runs of which become pad, though it predicts what follows them.
+
+    It is the part that dropout on the frames behind plays in Tacotron (arXiv 1703.10135, section 3.3): audio goes on
+    well from what came last, without a text or another condition, and a model that is always shown it reads these late.
+
+    Args:
+        inputs: (L, W).
+        first: steps before it stay: conditions, bos.
+        run: mean length of a run in steps.
+        share: of the steps, about; below 1.
+        pad: id in the place of those that are hidden.
+        rng: of the draws.
+    """
+    runs = round(-math.log1p(-share) * (len(inputs) - first) / run)  # they may overlap
+    if runs < 1:
+        return inputs
+    starts = torch.randint(first, len(inputs), (runs,), generator=rng)
+    lengths = torch.randint(1, 2 * run, (runs,), generator=rng)
+    places = torch.arange(len(inputs))
+    unseen = ((places >= starts[:, None]) & (places < (starts + lengths)[:, None])).any(0)
+    return inputs.masked_fill(unseen[:, None], pad)
 
 
 def steps_of(layout: Layout, frames: int | np.ndarray, ends: bool | np.ndarray) -> int | np.ndarray:

@@ -18,15 +18,13 @@ from torch import Tensor
 from xcodec_lm.codec.runtime.order import DataOrder, derive_seed, generator
 from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.configs.tts import SpeechDataConfig, Stage
-from xcodec_lm.lm.examples import IGNORED, make_example, steps_of
+from xcodec_lm.lm.examples import HIDDEN_RUN, IGNORED, hide_steps, make_example, steps_of
 from xcodec_lm.lm.layouts import FILLER, Layout
 from xcodec_lm.lm.packing import Packer
 from xcodec_lm.lm.shards import JoinedStore, TokenStore
 
 BUFFER = 128
 """Utterances among which the packer chooses."""
-HIDDEN_RUN = 20
-"""Mean length of what the AR is not shown at once, in frames."""
 PACE_SPREAD = 0.15
 """Deviation of the logarithm of the pace at which texts are laid over their speech: decoding has to guess it."""
 NO_TEXT = 0
@@ -128,8 +126,7 @@ def ar_example(
 def hide(example: SpeechExample, layout: Layout, share: float, rng: torch.Generator) -> SpeechExample:
     """A document of the AR some of whose codes cannot be read: runs of about `HIDDEN_RUN` frames become pad.
 
-    Targets stay. It is the part that dropout on the frames behind plays in Tacotron (arXiv 1703.10135, section 3.3):
-    frames go on from the last ones well without a text, and an AR that is always shown these reads it late.
+    Targets stay, see `examples.hide_steps`.
 
     Args:
         example: of `ar_example`.
@@ -138,17 +135,8 @@ def hide(example: SpeechExample, layout: Layout, share: float, rng: torch.Genera
         rng: of the draws.
     """
     first = int(example.text.sum()) + 1  # behind text and bos
-    steps = len(example) - first
     run = max(1, HIDDEN_RUN // layout.width)  # steps
-    runs = round(-math.log1p(-share) * steps / run)  # they may overlap
-    if runs < 1:
-        return example
-    starts = torch.randint(first, len(example), (runs,), generator=rng)
-    lengths = torch.randint(1, 2 * run, (runs,), generator=rng)
-    places = torch.arange(len(example))
-    unseen = ((places >= starts[:, None]) & (places < (starts + lengths)[:, None])).any(0)
-    inputs = example.inputs.masked_fill(unseen[:, None], layout.vocabulary.pad or 0)
-    return replace(example, inputs=inputs)
+    return replace(example, inputs=hide_steps(example.inputs, first, run, share, layout.vocabulary.pad or 0, rng))
 
 
 def nar_example(

@@ -151,6 +151,26 @@ def test_stretches_that_share_a_row_are_those_alone(store, layout):
     torch.testing.assert_close(together[packed.targets != IGNORED], torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_codes_are_asked_for_and_conditions_stay(store, layout, monkeypatch):
+    monkeypatch.setattr("xcodec_lm.lm.condition_train.HIDDEN_RUN", 2)  # stretches are short here
+    made = layout_from(LAYOUTS[layout], SPEC)
+    shown, hiding = (
+        ConditionedStretches(store, "train", made, 24, 0, conditions_of(), 2, hidden=share) for share in (0.0, 0.9)
+    )
+    first, changed = 2 + made.lead, 0
+    for position in range(60):
+        plain, one = shown.batch([[position]]), hiding.batch([[position]])
+        assert torch.equal(one.targets, plain.targets) and torch.equal(one.values, plain.values)
+        assert torch.equal(one.inputs[0, :first], plain.inputs[0, :first])
+        gone = (one.inputs != plain.inputs)[0].any(-1)
+        assert set(one.inputs[0, gone].flatten().tolist()) <= {made.vocabulary.pad or 0}
+        assert torch.equal(hiding.batch([[position]]).inputs, one.inputs)
+        changed += bool(gone.any())
+    assert 10 < changed < 60
+    assert all(torch.equal(hiding.fixed(slot).inputs, shown.fixed(slot).inputs) for slot in range(len(shown)))
+
+
 def _objective(model, layout):
     from xcodec_lm.lm.condition_train import ConditionedCells
 

@@ -15,13 +15,13 @@ from xcodec_lm.configs.run import OptimConfig
 from xcodec_lm.configs.tts import SpeechDataConfig, TTSTrainConfig
 from xcodec_lm.configs.valle import ValleConfig
 from xcodec_lm.lm.engine import Engine
-from xcodec_lm.lm.examples import IGNORED
+from xcodec_lm.lm.examples import HIDDEN_RUN, IGNORED
 from xcodec_lm.lm.load import find_model
 from xcodec_lm.lm.model_files import read_model_config
 from xcodec_lm.lm.requests import Request
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter, TokenStore
-from xcodec_lm.lm.speech import HIDDEN_RUN, NO_TEXT, PACE_SPREAD, Utterances, ar_example, hide, nar_example, text_places
+from xcodec_lm.lm.speech import NO_TEXT, PACE_SPREAD, Utterances, ar_example, hide, nar_example, text_places
 from xcodec_lm.lm.valle_ar import ValleAR, ar_layout
 from xcodec_lm.lm.valle_nar import ValleNAR, refine
 from xcodec_lm.lm.valle_train import describe, summary, train_stage

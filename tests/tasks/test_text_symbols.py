@@ -39,6 +39,21 @@ def model(tmp_path_factory):
     return folder / "text.model"
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("ÉCOLE Straße", "école strasse"), ("e\u0301cole", "école"), ("A\u030angstr\u00f6m", "ångström"),
+        ("\ufb01ne", "fine"), ("\uff26\uff55ll", "full"), ("ЖУК ΣΟΦΙΑ", "жук σοφια"),
+    ],
+)  # fmt: skip
+def test_a_sentencepiece_model_folds_case_and_joins_accents_in_little_room(model, written, read):
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(model))
+    assert processor.encode(written) == processor.encode(read) and processor.decode(processor.encode(written)) == read
+    assert model.stat().st_size < 64_000
+
+
 @pytest.fixture(scope="module", params=["characters", "phonemes", "sentencepiece"])
 def encoder(request, model):
     name = request.param

@@ -18,7 +18,6 @@ from xcodec_lm.tasks.report import (
     Curves,
     Download,
     KeyValues,
-    Measure,
     Note,
     Player,
     PlayerRow,
@@ -27,6 +26,7 @@ from xcodec_lm.tasks.report import (
     Section,
     Table,
     Text,
+    measure_of,
     render,
 )
 from xcodec_lm.tasks.sound.evaluate import sound_file
@@ -83,7 +83,7 @@ def _verdict(result: dict[str, Any]) -> list[Block]:
             by_seed = ", ".join(format(metric["scale"] * value, "+" + metric["format"]) for value in one["by_seed"])
             verdict = one["verdict"] or "shown, never a verdict"
             rows.append([metric["label"] + (" (primary)" if metric["primary"] else ""),
-                         _measure(one, metric), by_seed, verdict, one["why"] or one["needed"]])  # fmt: skip
+                         measure_of(one, metric["scale"]), by_seed, verdict, one["why"] or one["needed"]])  # fmt: skip
         columns: list[Column | str] = [
             "metric",
             "difference",
@@ -96,12 +96,6 @@ def _verdict(result: dict[str, Any]) -> list[Block]:
     return blocks
 
 
-def _measure(figure: dict[str, Any], metric: dict[str, Any]) -> Measure:
-    scale = metric["scale"]
-    ends = [None if figure.get(name) is None else scale * figure[name] for name in ("low", "high")]
-    return Measure(scale * figure["value"], *ends) if None not in ends else Measure(scale * figure["value"])
-
-
 def _figures(result: dict[str, Any]) -> Table:
     metrics = [one for one in result["metrics"] if any(one["name"] in row["figures"] for row in result["rows"])]
     best = {True: "min", False: "max", None: None}
@@ -112,7 +106,7 @@ def _figures(result: dict[str, Any]) -> Table:
         cells: list[Cell] = [row["codec"] or "", row["system"]]
         for metric in metrics:
             figure = row["figures"].get(metric["name"])
-            cells.append(None if figure is None or figure["value"] is None else _measure(figure, metric))
+            cells.append(measure_of(figure, metric["scale"]))
         rows.append(cells)
     others = [index for index, row in enumerate(result["rows"]) if row["system"] != MODEL]
     return Table(columns, rows, "Models and anchors", references=others,

@@ -12,12 +12,12 @@ from xcodec_lm.tasks.report import (
     Download,
     Empty,
     KeyValues,
-    Measure,
     Note,
     Report,
     Section,
     Table,
     Text,
+    measure_of,
     render,
 )
 from xcodec_lm.tasks.report.document import Cell
@@ -107,11 +107,7 @@ def title_of(item: Mapping[str, Any]) -> str:
 
 
 def _cell(data: Mapping[str, Any] | None) -> Cell:
-    if data is None:
-        return None
-    if data["value"] is None:
-        return Empty(data.get("reason") or "nothing could be scored")
-    return Measure(data["value"], data.get("low"), data.get("high"))
+    return None if data is None else measure_of(data, reason=data.get("reason") or "nothing could be scored")
 
 
 def _differences(scores: Mapping[str, Any]) -> Table | None:

@@ -13,6 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,7 +40,7 @@ from xcodec_lm.tasks.eval.wer import Counts, Pair, difference_estimate, rate_est
 from xcodec_lm.tasks.report.document import Marked
 from xcodec_lm.tasks.tts.batch import make_line, read_lines
 from xcodec_lm.tasks.tts.page import system_folder
-from xcodec_lm.tasks.tts.speech import Ending, Line, Speaking
+from xcodec_lm.tasks.tts.speech import Ending, Line, Speaking, Spoken
 from xcodec_lm.tasks.tts.voice import TTS
 
 RATE = 16_000
@@ -142,27 +143,23 @@ def evaluate_tts(
             made: list[tuple[str, Callable[[], tuple[list[np.ndarray], list[Ending]]]]] = []
             if spoken:
                 made.append(("resynthesis", lambda tts=tts: ([_resynthesis(tts.codec, wav) for wav in real], [])))
-            made += [
-                ("AR", lambda tts=tts, lines=lines: _speak(tts, lines, _of_ar(tts, speaking))),
-            ]
+            said = cache(lambda tts=tts, lines=lines: _say(tts, lines, speaking))  # both hear the same codes
+            first = None if tts.nar is None else 1  # a single stream's AR speaks all
+            made.append(("AR", lambda tts=tts, lines=lines, said=said, first=first: _hear(tts, lines, said(), first)))
             if tts.nar is not None:
-                made.append(("AR+NAR", lambda tts=tts, lines=lines: _speak(tts, lines, speaking)))
+                made.append(("AR+NAR", lambda tts=tts, lines=lines, said=said: _hear(tts, lines, said())))
             if controls:
                 other = [
                     replace(line, text=lines[index - 1].text) if not line.continual else line
                     for index, line in enumerate(lines)
                 ]
-                made.append(("shuffled text", lambda tts=tts, other=other: _speak(tts, other, speaking)))
-                made.append(("untrained", lambda tts=tts, lines=lines: _speak(untrained(tts, seed), lines, speaking)))
+                fresh = untrained(tts, seed)
+                for what, who, texts in (("shuffled text", tts, other), ("untrained", fresh, lines)):
+                    made.append((what, lambda who=who, texts=texts: _hear(who, texts, _say(who, texts, speaking))))
             for what, make in made:
                 systems.append(listen(f"{name}: {what}", *make()))
                 shown.update(len(systems) - spoken)
     return _result(systems, rows, judges, [name for name, _ in runs], seed)
-
-
-def _of_ar(tts: TTS, speaking: Speaking) -> Speaking:
-    """How the AR speaks alone: the first codebook, or, as a single stream, all."""
-    return speaking if tts.nar is None else replace(speaking, codec_stage="ar")
 
 
 def untrained(tts: TTS, seed: int = 0) -> TTS:
@@ -256,21 +253,32 @@ def _resynthesis(codec: AudioTokenizer, wav: np.ndarray) -> np.ndarray:
     return resample(made[0, 0, : int(lengths[0])].float().cpu().numpy(), spec.output_sample_rate, RATE)
 
 
-def _speak(tts: TTS, lines: list[Line], speaking: Speaking) -> tuple[list[np.ndarray], list[Ending]]:
-    """Speech at 16 kHz, that of continual lines behind their prompt, and how each utterance ended."""
+def _say(tts: TTS, lines: list[Line], speaking: Speaking) -> list[Spoken]:
+    at_once = range(0, len(lines), speaking.lanes)
+    return [spoken for start in at_once for spoken in tts.say_all(lines[start : start + speaking.lanes], speaking)]
+
+
+def _hear(
+    tts: TTS, lines: list[Line], said: list[Spoken], books: int | None = None
+) -> tuple[list[np.ndarray], list[Ending]]:
+    """Speech at 16 kHz, that of continual lines behind their prompt, and how each utterance ended.
+
+    Args:
+        tts: that said it.
+        lines: what.
+        said: of each line.
+        books: decode the first so many codebooks alone.
+    """
     wavs: list[np.ndarray] = []
-    endings: list[Ending] = []
-    for start in range(0, len(lines), speaking.lanes):
-        for line, spoken in zip(
-            lines[start : start + speaking.lanes], tts.say_all(lines[start : start + speaking.lanes], speaking),
-            strict=True,
-        ):  # fmt: skip
-            endings.append(spoken.ended)
-            wav = resample(spoken.wav[0].numpy(), spoken.sample_rate, RATE)
-            if line.continual and line.prompt is not None:
-                wav = np.concatenate([tts.heard(line.prompt, RATE), wav])
-            wavs.append(wav)
-    return wavs, endings
+    for line, spoken in zip(lines, said, strict=True):
+        wav = spoken.wav
+        if books is not None:
+            wav = torch.cat([tts.render(one.codes[:books], line.prompt) for one in spoken.sentences], dim=1)
+        heard = resample(wav[0].numpy(), spoken.sample_rate, RATE)
+        if line.continual and line.prompt is not None:
+            heard = np.concatenate([tts.heard(line.prompt, RATE), heard])
+        wavs.append(heard)
+    return wavs, [spoken.ended for spoken in said]
 
 
 def _result(
@@ -346,14 +354,15 @@ def format_tts(data: dict[str, Any]) -> str:
         f"WER[{judges['recogniser'] or 'nobody listened'}] in %, lower is better; likeness to the own prompt and "
         "to other speakers of the source",
         "",
-        f"{'system':<34}{'WER':>8}  {'95 %':<14}{'own':>7}{'others':>8}   ended by itself",
+        f"{'system':<34}{'WER':>8}  {'95 %':<14}{'own':>7}{'others':>8}  {'own - others':<23}  ended by itself",
     ]
     for row in data["systems"]:
         wer, like = row["wer"], row.get("similarity")
         text = f"{row['system']:<34}{_percent(wer['value']):>8}  {_interval(wer):<14}"
         text += f"{_number(like['own']['value']):>7}{_number(like['others']['value']):>8}" if like else " " * 15
+        text += f"  {_difference(like['difference']) if like else '':<23}"
         total = sum(row["ended"].values())
-        lines.append(text + (f"   {row['ended']['eos']} of {total}" if total else ""))
+        lines.append((text + (f"  {row['ended']['eos']} of {total}" if total else "")).rstrip())
     lines += ["", "differences in WER, paired (percentage points):"]
     for row in data["differences"]:
         lines.append(
@@ -374,6 +383,11 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _difference(estimate: dict[str, Any]) -> str:
+    ends = [_number(estimate.get(end)) for end in ("low", "high")]
+    return f"{_number(estimate['value'])} [{', '.join(ends)}]"
 
 
 def _interval(estimate: dict[str, Any]) -> str:

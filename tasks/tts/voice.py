@@ -256,15 +256,13 @@ class TTS:
 
     def _joined(self, tasks: list[Task], wall_s: float) -> Spoken:
         sentences = [task.sentence for task in tasks if task.sentence is not None]
-        wav = torch.cat([self._audio(task) for task in tasks], dim=1)
+        wav = torch.cat([self.render(sentence.codes, tasks[0].prompt) for sentence in sentences], dim=1)
         return Spoken(wav, self.codec.spec.output_sample_rate, sentences, wall_s)
 
-    def _audio(self, task: Task) -> Tensor:
-        """(1, N) audio of a sentence, decoded behind the end of its prompt."""
-        assert task.sentence is not None
-        spec, codes = self.codec.spec, task.sentence.codes
-        n_q = len(codes)
-        context = context_of(task.prompt, n_q, spec)
+    def render(self, codes: Tensor, prompt: Prompt | None) -> Tensor:
+        """(1, N) audio of a sentence's codes (Q, T), decoded behind the end of its prompt."""
+        spec, n_q = self.codec.spec, len(codes)
+        context = context_of(prompt, n_q, spec)
         tokens = stack_codes([torch.cat([context, codes], dim=1)], spec.take(n_q))
         with torch.inference_mode():
             wav, lengths = self.codec.decode(tokens.to(getattr(self.codec, "device", "cpu")))

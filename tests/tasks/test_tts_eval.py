@@ -11,6 +11,7 @@ from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.tasks.report import Marked
+from xcodec_lm.tasks.tts.batch import make_line, read_lines
 from xcodec_lm.tasks.tts.evaluate import Judges, evaluate_tts, format_tts, untrained
 from xcodec_lm.tasks.tts.page import write_page
 from xcodec_lm.tasks.tts.speech import ENDINGS, Pace, Speaking
@@ -95,6 +96,14 @@ def test_systems_are_judged_beside_their_anchors(tts, listed, tmp_path):
     assert like["own"]["value"] is not None and like["others"]["value"] is not None
     text = format_tts(data)
     assert "3 utterances of 3 speaker(s)" in text and "run: AR+NAR - run: resynthesis" in text
+    shown = like["difference"]
+    ends = ", ".join("-" if shown[end] is None else f"{shown[end]:.3f}" for end in ("low", "high"))
+    assert f"{shown['value']:.3f} [{ends}]" in text.split("ground truth")[1].split("\n")[0]
+    alone = Speaking(speaking.sampling, "ar", retries=0)  # the AR's row is what it says alone
+    lines = [make_line(tts, row, listed.parent, index, None, {}) for index, row in enumerate(read_lines(listed))]
+    for line, item in zip(lines, data["items"], strict=True):
+        kept = load_audio(out / "run-ar" / f"{item['id']}.flac", 16_000).wav[0].numpy()
+        assert np.allclose(kept, tts.say_all([line], alone)[0].wav[0].clamp(-1, 1), atol=1e-3)
     page = write_page(data, listed, out).read_text()
     assert page.count("<audio") == 3 * 7 and "<del>" in page and "one two three" in page
     assert any(text in page for text in ENDINGS.values())

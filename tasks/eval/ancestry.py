@@ -39,10 +39,15 @@ class Origin:
 
 
 def related(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two ancestries are one: the same data, seed and first weights; unknown ones are not."""
+    """Whether two ancestries are one: the same data, seed and first weights; unknown ones are not.
+
+    That both began with random weights tells nothing by itself: a seed must be stated with it.
+    """
     facts = [json.dumps({key: origin.get(key) for key in SAME}, sort_keys=True) for origin in (one, other)]
-    known = any(one.get(key) is not None for key in SAME)
-    return known and facts[0] == facts[1]
+    stated = {key for key in SAME if one.get(key) is not None}
+    if str(one.get("weights_from")).startswith("none"):
+        stated.discard("weights_from")
+    return bool(stated) and facts[0] == facts[1]
 
 
 def has_heard(ancestry: dict[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -149,6 +149,9 @@ def test_ancestry_is_shared_by_models_or_by_data_never_by_what_is_unknown(tmp_pa
     assert "ancestry" in shared("j", "f", own, {"s": Origin(ancestry={"trained_on": own["trained_on"], "seed": 1})})
     assert shared("j", "f", own, {"s": Origin(ancestry={"trained_on": own["trained_on"], "seed": 2})}) == ""
     assert shared("j", "", {}, {"s": Origin(frozenset({""}))}) == "" and not related({}, {})
+    random = {"weights_from": "none: random initial values"}
+    assert not related(random, random) and related(random | {"seed": 1}, random | {"seed": 1})
+    assert related({"weights_from": "a.pt"}, {"weights_from": "a.pt"})
     run = tmp_path / "run" / "model"
     run.mkdir(parents=True)
     facts = {"codec": {"fingerprint": "one", "spec": {"fingerprint": "two"}}, "ancestry": {"seed": 3}, "name": "x"}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from xcodec_lm.configs.errors import UsageError
 from xcodec_lm.tasks.eval import registry
+from xcodec_lm.tasks.eval.plugins import SpeakerEmbedder, Transcriber
+from xcodec_lm.tasks.eval.speaker import load_speaker_embedder
+from xcodec_lm.tasks.eval.transcribers import load_transcriber
 from xcodec_lm.tasks.reproduce.settings import Settings
 
 PAPER = {
@@ -40,6 +44,21 @@ def load(settings: Settings, column: str) -> Any | None:
     """
     name = chosen(settings, column)
     return None if name is None else registry.find(name).load(settings.weights[name], settings.device)
+
+
+def listeners(settings: Settings, folder: Path | None) -> tuple[Transcriber | None, SpeakerEmbedder | None]:
+    """A recogniser and a judge of voices: published ones, else those of a folder of `eval train-evaluators`; None where
+    there is none.
+
+    Raises:
+        XcodecLMError: weights or a judge are not there, or do not fit.
+    """
+    recogniser, voices = load(settings, "wer"), load(settings, "sim")
+    if folder is not None:
+        recogniser = recogniser or load_transcriber(folder, settings.device)
+        if voices is None and (folder / "speaker").is_dir():
+            voices = load_speaker_embedder(folder, settings.device)
+    return recogniser, voices
 
 
 def reason(column: str, head: str) -> str:

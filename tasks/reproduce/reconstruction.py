@@ -1,13 +1,14 @@
 """Table 6: how near reconstructions of speech are to the recordings, with one layer and with all.
 
 Real: 1000 clips of LibriTTS test-clean, drawn by the seed. Demo: held-out speech of the small corpus. Beside the
-paper's measures stand SI-SDR, STOI and PESQ, and noise that a codec must beat.
+paper's measures stand SI-SDR, STOI and PESQ, word errors and likeness of the voice where somebody listens (--weights or
+--judges), and noise that a codec must beat.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from xcodec_lm.codec.clips import Clip, read_manifests
 from xcodec_lm.codec.distances import anchors
 from xcodec_lm.codec.runtime.progress import track
 from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.tasks.compare.ancestry import doubt
 from xcodec_lm.tasks.compare.stages import corpus_key
 from xcodec_lm.tasks.data.source_corpora import libritts_items
-from xcodec_lm.tasks.eval import signal, spectral
+from xcodec_lm.tasks.eval import signal, spectral, wer
 from xcodec_lm.tasks.eval.intervals import difference_estimate, mean_estimate
+from xcodec_lm.tasks.eval.plugins import SpeakerEmbedder, Transcriber
 from xcodec_lm.tasks.eval.reconstruction import Domain, codec_delay, decoded
+from xcodec_lm.tasks.eval.resynthesis import WORST_WER
+from xcodec_lm.tasks.eval.speaker import similarity
 from xcodec_lm.tasks.reproduce import codecs as named_codecs
 from xcodec_lm.tasks.reproduce import evaluators
 from xcodec_lm.tasks.reproduce.demo import find_corpus
@@ -40,6 +45,9 @@ LIST = "clips.txt"
 SHORTEST_S = 1.0
 """Of a clip in the demo: PESQ and STOI need as much."""
 UTMOS_RATE = 16_000
+HEARD_RATE = 16_000
+"""Of what recognisers and judges of voices hear."""
+RECORDINGS = "the recordings"
 BESIDE = {"si_sdr": ("SI-SDR, dB", ".2f"), "stoi": ("STOI", ".3f"), "pesq": ("PESQ", ".2f")}
 """Measures that are not the paper's; higher is better."""
 
@@ -51,7 +59,8 @@ def stages(place: Place, settings: Settings) -> list[Stage]:
         Stage("prepare", {"seed": settings.seed, "data": _data_key(settings)},
               lambda folder, _: prepare(place, settings, folder), files=(LIST,)),
         Stage("score", {"codecs": named_codecs.fingerprints(settings), "seed": settings.seed,
-                        "weights": dict(settings.weights), "missing": list(signal.missing_libraries())},
+                        "weights": dict(settings.weights), "missing": list(signal.missing_libraries()),
+                        "judges": settings.judges and str(settings.judges)},
               lambda folder, before: _score(place, settings, folder.parent / "prepare", before["prepare"])),
     ]  # fmt: skip
 
@@ -75,7 +84,8 @@ def _real_clips(place: Place, settings: Settings, folder: Path) -> Facts:
             f"--libritts {root} holds no {SUBSET}/SPEAKER/CHAPTER/NAME.wav with NAME.normalized.txt",
             f"unpack {SUBSET}.tar.gz of LibriTTS there",
         )
-    clips = [Clip(item.id, item.audio, 0.0, "test", {"speaker": item.keys["speaker"]}) for item in items]
+    clips = [Clip(item.id, item.audio, 0.0, "test", {key: item.keys[key] for key in ("speaker", "text")})
+             for item in items]  # fmt: skip
     return _listed(place, draw_clips(clips, CLIPS, settings.seed), folder, f"LibriTTS {SUBSET}", len(items))
 
 
@@ -97,6 +107,7 @@ def _listed(place: Place, chosen: Sequence[Clip], folder: Path, origin: str, of:
         "of": of,
         "origin": origin,
         "files": {clip.id: place.name(clip.path) for clip in chosen},
+        "texts": {clip.id: str(clip.row.get("text") or "") for clip in chosen},
     }
 
 
@@ -113,33 +124,44 @@ def _score(place: Place, settings: Settings, lists: Path, prepared: Facts) -> Fa
     codecs = named_codecs.load_codecs(settings)
     rate = min(codec.spec.output_sample_rate for codec in codecs.values())
     utmos = evaluators.load(settings, "utmos")
+    ears = _Ears(*evaluators.listeners(settings, settings.judges), prepared["texts"], settings.seed)
     names = [name for name in BESIDE if signal.LIBRARIES.get(name) not in signal.missing_libraries()]
     delays = {name: codec_delay(codec, Domain("speech", clips), rate) for name, codec in codecs.items()}
     found: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
     noises: dict[str, list[dict[str, float]]] = defaultdict(list)
     for clip in track(clips, "reconstructing", len(clips)):
         target = load_audio(clip.path, rate).wav[0]
+        ears.listen(RECORDINGS, clip, target, target, rate)
         for name, codec in codecs.items():
             tokens = codec.encode(load_audio(clip.path, codec.spec.sample_rate).wav[None])
             for n_q in named_codecs.layers_of(codec, LAYERS):
                 estimate = signal.shift(decoded(codec, tokens, n_q, rate, len(target)), delays[name])
                 found[name, n_q].append(_measure(estimate, target, rate, names, utmos))
+                ears.listen((name, n_q), clip, estimate, target, rate)
         for name, noise in anchors(target, rate).items():
             noises[name].append(_measure(noise, target, rate, names, utmos))
+            ears.listen(name, clip, noise, target, rate)
     metrics = [
         Metric("mel", "mel[hifigan80]", ".3f", "min"), Metric("stft", "STFT[ln_stft]", ".3f", "min"),
         Metric("utmos", judged("UTMOS", utmos), ".2f", "max", utmos is not None),
-        *(Metric(name, *BESIDE[name], "max", stands_for_paper=False) for name in names),
+        *(Metric(name, *BESIDE[name], "max", stands_for_paper=False) for name in names), *ears.metrics(),
     ]  # fmt: skip
     values = {key: _columns(rows) for key, rows in found.items()}
     rows = [
-        row(name, _cells(columns, units, metrics, settings.seed), f"nq {n_q}", _paper_row(codecs[name], n_q))
+        row(
+            name,
+            _cells(columns, units, metrics, settings.seed) | ears.cells((name, n_q)),
+            f"nq {n_q}",
+            _paper_row(codecs[name], n_q),
+        )
         for (name, n_q), columns in values.items()
     ]
     rows += [
-        row(name, _cells(_columns(measured), units, metrics, settings.seed), reference=True)
+        row(name, _cells(_columns(measured), units, metrics, settings.seed) | ears.cells(name), reference=True)
         for name, measured in noises.items()
     ]
+    if ears.judges:
+        rows.append(row(RECORDINGS, ears.cells(RECORDINGS), reference=True))
     first = next(iter(codecs))
     differences = [
         difference(metric, f"{first}, nq {n_q}", f"{other}, nq {n_q}", difference_estimate(
@@ -148,16 +170,93 @@ def _score(place: Place, settings: Settings, lists: Path, prepared: Facts) -> Fa
         for other in list(codecs)[1:] for n_q in LAYERS if (first, n_q) in values and (other, n_q) in values
         for metric in metrics if metric.key in values[first, n_q]
     ]  # fmt: skip
+    differences += [
+        one for other in list(codecs)[1:] for n_q in LAYERS if (first, n_q) in values and (other, n_q) in values
+        for one in ears.differences((first, n_q), (other, n_q), codecs, clips)
+    ]  # fmt: skip
     return scores(
         metrics, rows, differences,
         [("recordings", "1000 clips of LibriTTS", f"{len(clips)} clips of {prepared['origin']}"),
          *named_codecs.codec_settings(codecs)],
         [f"the recordings are {prepared['origin']}, not LibriTTS"] if settings.demo else [],
-        {"distances, SI-SDR, STOI, PESQ": {}, **({} if utmos is None else evaluators.facts({"utmos": utmos}))},
+        {"distances, SI-SDR, STOI, PESQ": {}, **({} if utmos is None else evaluators.facts({"utmos": utmos})),
+         **evaluators.facts(ears.judges)},
         [f"{len(clips)} clips of {prepared['of']} of {prepared['origin']}, {len(set(units))} speakers, at {rate} Hz.",
          *(f"{name} needs {signal.LIBRARIES[name]}, which is not installed: pip install 'xcodec-lm[eval]'."
            for name in signal.LIBRARIES if name not in names)],
     )  # fmt: skip
+
+
+class _Ears:
+    """Who hears words and voices in reconstructions, and what they heard."""
+
+    def __init__(
+        self, recogniser: Transcriber | None, voices: SpeakerEmbedder | None, texts: Mapping[str, str], seed: int
+    ):
+        self.recogniser, self.voices, self.texts, self.seed = recogniser, voices, texts, seed
+        self.judges = {key: one for key, one in (("wer", recogniser), ("sim", voices)) if one is not None}
+        self.pairs: dict[Any, list[wer.Pair]] = defaultdict(list)
+        self.likeness: dict[Any, list[tuple[str, float]]] = defaultdict(list)
+
+    def listen(self, system: Any, clip: Clip, estimate: Tensor, target: Tensor, rate: int) -> None:
+        """Hears a reconstruction (N,) of a recording (N,), both at `rate`."""
+        if not self.judges:
+            return
+        heard, real = (
+            np.clip(resample(wav.numpy(), rate, HEARD_RATE), -1, 1).astype(np.float32) for wav in (estimate, target)
+        )
+        speaker = str(clip.row["speaker"])
+        if self.recogniser is not None and wer.normalise(self.texts[clip.id]):
+            text = self.recogniser.transcribe([heard])[0]
+            self.pairs[system].append(wer.Pair(clip.id, self.texts[clip.id], text, speaker))
+        if self.voices is not None and system != RECORDINGS:
+            self.likeness[system].append((speaker, float(similarity(self.voices, [heard], [real])[0])))
+
+    def metrics(self) -> list[Metric]:
+        """The columns."""
+        shown = {"wer": ("WER", ", %", ".1f", "min"), "sim": ("SIM to the recording", "", ".3f", "max")}
+        return [
+            Metric(key, judged(shown[key][0], judge) + shown[key][1], shown[key][2], shown[key][3], False)  # type: ignore[arg-type]
+            for key, judge in self.judges.items()
+        ]
+
+    def cells(self, system: Any) -> Facts:
+        """Its figures."""
+        found: Facts = {}
+        if self.recogniser is not None:
+            pairs = self.pairs[system]
+            found["wer"] = empty("no recording has a text") if not pairs else figure(
+                wer.rate_estimate(wer.word_counts(pairs), pairs, self.seed), 100)  # fmt: skip
+        if self.voices is not None:
+            heard = self.likeness[system]
+            found["sim"] = empty("the recordings themselves") if not heard else figure(
+                mean_estimate([value for _, value in heard], [who for who, _ in heard], self.seed))  # fmt: skip
+        return found
+
+    def differences(self, one: Any, other: Any, codecs: Mapping[str, Any], clips: Sequence[Clip]) -> list[Facts]:
+        """One system minus another, paired."""
+        found = []
+        for metric in self.metrics():
+            if metric.key == "wer":
+                pairs = self.pairs[one]
+                if not pairs:
+                    continue
+                counts = [wer.word_counts(self.pairs[system]) for system in (one, other)]
+                estimate, scale = wer.difference_estimate(*counts, pairs, self.seed), 100.0
+            else:
+                a, b = ([value for _, value in self.likeness[system]] for system in (one, other))
+                units = [who for who, _ in self.likeness[one]]
+                estimate, scale = difference_estimate(a, b, units, self.seed), 1.0
+            doubts = [doubt(self.judges[metric.key], codecs[name], name, clips) for name, _ in (one, other)]
+            names = [f"{name}, nq {n_q}" for name, n_q in (one, other)]
+            why = next((text for text in [*doubts, self._deaf(metric.key)] if text), "")
+            found.append(difference(metric, *names, estimate, scale, why))
+        return found
+
+    def _deaf(self, key: str) -> str:
+        pairs = self.pairs[RECORDINGS]
+        rate = wer.rate_estimate(wer.word_counts(pairs), pairs, self.seed).value if key == "wer" else 0.0
+        return f"the recogniser errs on {rate:.0%} of the words of recordings" if rate > WORST_WER else ""
 
 
 def _measure(estimate: Tensor, target: Tensor, rate: int, names: Sequence[str], utmos: Any) -> dict[str, float]:

@@ -27,8 +27,7 @@ from xcodec_lm.tasks.compare.ancestry import doubt
 from xcodec_lm.tasks.compare.stages import corpus_key
 from xcodec_lm.tasks.data.continual import make_test_list
 from xcodec_lm.tasks.eval.intervals import difference_estimate, mean_estimate
-from xcodec_lm.tasks.eval.speaker import load_speaker_embedder, similarity
-from xcodec_lm.tasks.eval.transcribers import load_transcriber
+from xcodec_lm.tasks.eval.speaker import similarity
 from xcodec_lm.tasks.reproduce import codecs as named_codecs
 from xcodec_lm.tasks.reproduce import evaluators, models
 from xcodec_lm.tasks.reproduce.codecs import XCODEC
@@ -155,17 +154,12 @@ def _jobs(place: Place, settings: Settings, prepared: Facts) -> dict[str, Any]:
 
 def _judges(place: Place, settings: Settings, prepared: Facts) -> tuple[Any, Any]:
     """A recogniser and a judge of voices: published, the user's own, the demo's; None where there is none."""
-    recogniser, voices = (evaluators.load(settings, column) for column in ("wer", "sim"))
     folder = settings.judges
-    if settings.demo and folder is None and None in (recogniser, voices):
+    if settings.demo and folder is None and None in (evaluators.chosen(settings, one) for one in ("wer", "sim")):
         some = _jobs(place, settings, prepared)
         job = next(iter(some.values()))
         folder = tts_task.judges_stage(job, {name: one.codec for name, one in some.items()}).folder
-    if folder is not None:
-        recogniser = recogniser or load_transcriber(folder, settings.device)
-        if voices is None and (folder / "speaker").is_dir():
-            voices = load_speaker_embedder(folder, settings.device)
-    return recogniser, voices
+    return evaluators.listeners(settings, folder)
 
 
 def _generate(place: Place, settings: Settings, folder: Path, before: Mapping[str, Facts]) -> Facts:

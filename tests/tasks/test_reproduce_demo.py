@@ -8,6 +8,7 @@ import soundfile as sf
 
 from xcodec_lm.codec.clips import write_manifest
 from xcodec_lm.configs.errors import XcodecLMError
+from xcodec_lm.tasks.reproduce import evaluators
 from xcodec_lm.tasks.reproduce.demo import find_corpus
 from xcodec_lm.tasks.reproduce.settings import Settings
 from xcodec_lm.tasks.reproduce.stages import Place
@@ -79,6 +80,33 @@ def test_table2_from_words(demo, tmp_path, read_page):
     assert data["differences"] and all(item["verdict"] == "not decidable" for item in data["differences"])
     page = read_page((tmp_path / "out" / "table2.html").read_text())
     assert "Table 2 as the paper prints it" in page.text and "Where the paper is silent" in page.text
+
+
+class Listener:
+    """A recogniser that hears one word in all, and a judge of voices that hears their spectrum."""
+
+    name, ancestry, sample_rate, fingerprint = "listener", {}, 16_000, ""
+
+    def transcribe(self, wavs):
+        return ["one" for _ in wavs]
+
+    def embed(self, wavs):
+        spectra = [np.abs(np.fft.rfft(wav, 512)) for wav in wavs]
+        return np.array([spectrum / max(1e-9, np.linalg.norm(spectrum)) for spectrum in spectra], dtype=np.float32)
+
+
+def test_table6_hears_words_and_voices_where_somebody_listens(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluators, "listeners", lambda *_: (Listener(), Listener()))
+    code, out, err = demo("table6")
+    assert code == 0, err
+    assert "WER[listener], %" in out and "SIM to the recording[listener]" in out
+    data = result(tmp_path, 6)
+    cells = {(row["system"], row["part"]): row["cells"] for row in data["rows"]}
+    assert cells["the recordings", ""]["wer"]["value"] == cells["ours", "nq 1"]["wer"]["value"] > 10
+    assert 0 < cells["ours", "nq 1"]["sim"]["value"] <= 1 and cells["the recordings", ""]["sim"]["value"] is None
+    gaps = {(item["metric"], item["a"]): item for item in data["differences"]}
+    assert gaps["wer", "ours, nq 1"]["value"] == 0 and "errs on" in gaps["wer", "ours, nq 1"]["doubt"]
+    assert {item["verdict"] for item in gaps.values() if item["metric"] == "sim"} == {"not decidable"}
 
 
 def test_what_is_done_is_reused_and_said(demo, tmp_path):

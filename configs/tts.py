@@ -45,6 +45,9 @@ class SpeechDataConfig:
     no_text: float = 0.0
     """Share of examples whose text the AR is not shown, so that decoding can be guided away from speech without a text
     (`tts say --cfg`)."""
+    no_prompt_text: float = 0.0
+    """Share of the joined examples in which the AR is not shown the first utterance's text, as for a prompt whose words
+    are not known."""
     prompt_mode: Literal[0, 1, 2, 4] = 1
     """What the NAR is given of all codebooks in training. 0: nothing; 1: the first quarter to half of the utterance;
     2: a segment of the same utterance, in front of it; 4: a segment of another utterance of the speaker, in front."""
@@ -59,7 +62,7 @@ class SpeechDataConfig:
             raise ConfigError(f"data.min_s {self.min_s} and data.max_s {self.max_s} leave no utterance")
         if not 0 <= self.join <= 1:
             raise ConfigError(f"data.join must lie in [0, 1], got {self.join}")
-        for name in ("hidden", "no_text"):
+        for name in ("hidden", "no_text", "no_prompt_text"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} must lie in [0, 1), got {getattr(self, name)}")
         if not self.prompt_s > 0:

@@ -368,19 +368,33 @@ class Utterances:
         without = place.position >= 0 and derive_seed(self.seed, "no-text", place.position) < self.data.no_text * 2**63
         return [NO_TEXT] * len(text) if without else text
 
-    def _text_places(self, place: _Place, units: int) -> Tensor:
-        """Of a text of so many units: each utterance's over its steps, the last one's at a pace that is drawn."""
+    def _without_prompt_text(self, place: _Place) -> bool:
+        """Whether the first of two utterances stands there without its text."""
+        drawn = derive_seed(self.seed, "no-prompt-text", place.position) < self.data.no_prompt_text * 2**63
+        return place.position >= 0 and len(place.slots) > 1 and drawn
+
+    def _text_places(self, place: _Place, units: int, mute: bool) -> Tensor:
+        """Of a text of so many units: each utterance's over its steps, the last one's at a pace that is drawn.
+
+        Args:
+            place: which utterances.
+            units: of the whole text.
+            mute: whether the text is that of the last utterance alone.
+        """
         steps = [float(self.lengths[slot]) / self.layout.width for slot in place.slots]
         if place.position >= 0:
             drawn = torch.randn((), generator=generator(self.seed, "pace", place.position))
             steps[-1] *= math.exp(PACE_SPREAD * float(drawn))
-        before = [min(units, len(self.encode(self.texts[slot])) - 2) for slot in place.slots[:-1]]
+        before = [0 if mute else min(units, len(self.encode(self.texts[slot])) - 2) for slot in place.slots[:-1]]
         return text_places(list(zip([*before, units - sum(before)], steps, strict=True)))
 
     def _make(self, place: _Place) -> SpeechExample:
         text, codes = self.content(place.slots)
         if self.stage == "ar":
-            places = self._text_places(place, len(text) - 2) if self.over_speech else None
+            mute = self._without_prompt_text(place)
+            if mute:
+                text = self.encode(self.texts[place.slots[-1]])
+            places = self._text_places(place, len(text) - 2, mute) if self.over_speech else None
             example = ar_example(self.layout, self._shown(text, place), codes, places=places)
             if self.data.hidden and place.position >= 0:
                 rng = generator(self.seed, "hidden", place.position)

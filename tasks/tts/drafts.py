@@ -27,8 +27,8 @@ from xcodec_lm.lm.speech import NO_TEXT, text_places
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.tasks.tts.speech import Ending, Pace, Prompt, Rank, Sentence, Speaking
 
-PROMPT_PACE = 0.5
-"""How far the pace of a prompt counts against the usual one, as an exponent."""
+PROMPT_PACE = 0.75
+"""How far the pace of a prompt counts against the usual one, as an exponent; on spoken digits this errs least."""
 LOOP_S = 2.0
 """A draft that repeats itself for so long has fallen into a loop."""
 Speaker = ValleAR | SpeechLlama

@@ -153,9 +153,10 @@ def evaluate_tts(
                     replace(line, text=lines[index - 1].text) if not line.continual else line
                     for index, line in enumerate(lines)
                 ]
-                fresh = untrained(tts, seed)
-                for what, who, texts in (("shuffled text", tts, other), ("untrained", fresh, lines)):
-                    made.append((what, lambda who=who, texts=texts: _hear(who, texts, _say(who, texts, speaking))))
+                once = replace(speaking, best_of=1, retries=0)  # no draft of noise is better than another
+                controlled = (("shuffled text", tts, other, speaking), ("untrained", untrained(tts, seed), lines, once))
+                for what, who, texts, how in controlled:
+                    made.append((what, lambda who=who, texts=texts, how=how: _hear(who, texts, _say(who, texts, how))))
             for what, make in made:
                 systems.append(listen(f"{name}: {what}", *make()))
                 shown.update(len(systems) - spoken)

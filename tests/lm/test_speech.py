@@ -174,6 +174,28 @@ def test_a_share_of_the_examples_comes_without_text(store):
     assert 0.18 < without / 400 < 0.32
 
 
+@pytest.mark.parametrize("over_speech", [False, True])
+def test_a_share_of_the_prompts_comes_without_their_text(store, over_speech):
+    data = utterances(store, "ar", join=1.0, no_prompt_text=0.3, over_speech=over_speech)
+    both, mute = 0, 0
+    for position in range(300):
+        place, batch = data.place(position), data.batch([[position]])
+        shown = batch.inputs[0, batch.text[0], 0].tolist()
+        whole, last = data.content(place.slots)[0], encode(data.texts[place.slots[-1]])
+        assert int((~batch.text[0]).sum()) == 1 + sum(int(data.lengths[slot]) for slot in place.slots)  # with bos
+        if len(place.slots) == 1:
+            assert shown == list(last)
+            continue
+        both += 1
+        assert shown in (list(whole), list(last))
+        if shown == list(last):
+            mute += 1
+            begun = int(data.lengths[place.slots[0]])
+            assert not over_speech or float(batch.places[0, 1]) > begun, "it stands behind the prompt"
+    assert 0.2 < mute / both < 0.4
+    assert all(len(data.fixed_batch([slot]).text[0].nonzero()) == len(encode(data.texts[slot])) for slot in range(5))
+
+
 def test_the_nar_predicts_one_book_of_what_is_not_given():
     codes = speak("abc", 1).T  # 9 frames
     example = nar_example(encode("abc"), codes, stage=2, given=4, silent=(5, 7))

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from xcodec_lm.lm.sampling import Sampling
 from xcodec_lm.lm.shards import StoreWriter
 from xcodec_lm.lm.valle_ar import ValleAR
 from xcodec_lm.lm.valle_nar import ValleNAR
-from xcodec_lm.tasks.tts.drafts import find_loop, least_frames, most_frames
-from xcodec_lm.tasks.tts.speech import Line, Speaking, adjusted
+from xcodec_lm.tasks.tts.drafts import PROMPT_PACE, Task, find_loop, least_frames, most_frames, places_of
+from xcodec_lm.tasks.tts.speech import Line, Prompt, Speaking, adjusted
 from xcodec_lm.tasks.tts.symbols import TextEncoder
 from xcodec_lm.tasks.tts.texts import text_encoder
 from xcodec_lm.tasks.tts.voice import TTS, load_tts
@@ -322,3 +323,20 @@ def test_a_stream_goes_to_a_file_sentence_by_sentence(cli, run, tmp_path):
 def test_text_or_manifest_must_be_given(cli, run, tmp_path):
     code, _, err = cli("tts", "say", "--run", run, "-o", tmp_path / "x.wav")
     assert code == 2 and "--text or --manifest" in err
+
+
+def test_texts_that_lie_over_their_speech_stand_behind_the_prompt_at_about_its_pace():
+    ar = ValleAR(replace(TINY, group=2, text_over_speech=True, text_pace=8.0)).eval()
+    prompt = Prompt(torch.zeros(4, 80, dtype=torch.int64), "two words")  # 40 steps, 20 a unit
+    ids, own = list(range(1, 8)), 5  # 2 units of the prompt and 3 of the sentence, and begin and end
+    pace = 8 * (20 / 8) ** PROMPT_PACE
+    assert 8 < pace < 20
+    found = places_of(ar, Task(0, "", ids, own, prompt, 0))
+    assert found.tolist() == pytest.approx([0, 10, 30, *(40 + pace * (unit + 0.5) for unit in range(3)), 40 + 3 * pace])
+    mute = places_of(ar, Task(0, "", ids[:5], own, Prompt(prompt.codes, None), 0))
+    assert mute.tolist() == pytest.approx([0, 44, 52, 60, 64]), "words that are not known leave the prompt's room"
+    alone = places_of(ar, Task(0, "", ids[:5], own, None, 0))
+    assert alone.tolist() == pytest.approx([0, 4, 12, 20, 24])
+    continual = places_of(ar, Task(0, "", ids, 7, prompt, 0, begun=80))
+    assert continual.tolist() == pytest.approx([0, 4, 12, 20, 28, 36, 40])
+    assert places_of(ValleAR(TINY), Task(0, "", ids, own, prompt, 0)) is None

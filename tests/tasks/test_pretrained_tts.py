@@ -49,6 +49,7 @@ def test_the_ar_hears_which_digit_was_said_by_a_speaker_it_never_heard(tts):
     right = []
     for clip in chosen:
         wav = load_audio(clip.path, 16_000).wav
+        wav = wav * (10 ** (-25 / 20) / wav.square().mean().sqrt())  # the level that it was trained at
         codes = tts.codec.encode(wav[None], n_q=1).codes[0].numpy()
         with torch.inference_mode():
             nats = []
@@ -57,7 +58,7 @@ def test_the_ar_hears_which_digit_was_said_by_a_speaker_it_never_heard(tts):
                 places = text_places([(len(ids) - 2, codes.shape[1] / tts.ar.config.group)])
                 nats.append(float(tts.ar.spoken_nats(tts.layout, ids, codes, True, places)[0].sum()))
         right.append(DIGITS[int(np.argmin(nats))] == clip.row["text"])
-    assert np.mean(right) > 0.25
+    assert np.mean(right) > 0.4
 
 
 @pytest.mark.skipif(CORPUS is None, reason="XCODEC_LM_CORPUS is not set")
